@@ -1,0 +1,120 @@
+"""`octavo`: one command; each subcommand is imported only when it is used.
+
+The operator's image has no torch, so nothing here, and nothing that listing the commands needs, may
+import it: names and one-line helps stand in this file, the rest behind "module:attribute" strings.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Sequence
+from importlib import metadata
+from typing import NamedTuple
+
+import click
+
+from octavo_server.errors import OctavoError, StartupError
+
+
+class Entry(NamedTuple):
+    """Where a subcommand lives, what the list of commands says of it, and the extra that it needs."""
+
+    target: str  # "module:attribute"
+    help: str
+    extra: str
+
+
+COMMANDS: dict[str, Entry] = {
+    "serve": Entry(
+        "octavo_server.api.serve:command", "Serve a model over the OpenAI-compatible API.", "server"
+    ),
+    "operator": Entry(
+        "octavo_operator.main:command", "Run the Kubernetes operator.", "operator"
+    ),
+    "render": Entry(
+        "octavo_operator.render_command:command",
+        "Print the objects that a manifest becomes.",
+        "operator",
+    ),
+    "up": Entry(
+        "octavo_operator.local.up:command",
+        "Run a manifest's pods as local processes, without a cluster.",
+        "operator",
+    ),
+}
+
+
+class LazyGroup(click.Group):
+    """A click group whose commands come from `COMMANDS`."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        entry = COMMANDS.get(cmd_name)
+        return None if entry is None else load(cmd_name, entry)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, entry.help) for name, entry in COMMANDS.items()])
+
+
+def load(name: str, entry: Entry) -> click.Command:
+    """Imports a subcommand; ClickException if this installation lacks a package that it needs."""
+    module_name, _, attribute = entry.target.partition(":")
+    try:
+        module = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.startswith("octavo_"):
+            raise
+        raise click.ClickException(
+            f"`octavo {name}` needs the package {error.name!r}, which is not installed: "
+            f"pip install 'octavo[{entry.extra}]'"
+        ) from error
+    command: click.Command = getattr(module, attribute)
+    return command
+
+
+def version() -> str:
+    """The installed distribution's version; the source's, with +source, if run without installing."""
+    try:
+        return metadata.version("octavo")
+    except metadata.PackageNotFoundError:
+        return "0.1.0+source"
+
+
+@click.group(
+    cls=LazyGroup,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
+@click.version_option(version(), prog_name="octavo")
+def group() -> None:
+    """Octavo serves language models, on a laptop or as InferenceServices of a cluster."""
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Runs `octavo ARGV` and exits: 0, 1 (one line on stderr says why), 2 (usage), 130 (Ctrl-C)."""
+    try:
+        code = group.main(
+            args=None if argv is None else list(argv), prog_name="octavo", standalone_mode=False
+        )
+    except click.exceptions.Abort:
+        sys.exit(130)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except OctavoError as error:
+        click.echo(f"error: {error}", err=True)
+        sys.exit(error.exit_code if isinstance(error, StartupError) else 1)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except BrokenPipeError:
+        # The reader went away (`octavo render ... | head`): not an error worth a line.
+        sys.stderr.close()
+        sys.exit(1)
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+if __name__ == "__main__":
+    main()
