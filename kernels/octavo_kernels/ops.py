@@ -150,4 +150,29 @@ def select_ops(device: str) -> Ops:
 
     With TRITON_INTERPRET=1 and OCTAVO_OPS=triton the Triton table also runs on CPU tensors, slowly.
     """
-    raise NotImplementedError
+    import os
+
+    if device == "cuda" or os.environ.get("OCTAVO_OPS") == "triton":
+        raise NotImplementedError
+    if device != "cpu":
+        raise ValueError(f'no ops for device "{device}": choose "cuda" or "cpu"')
+    return _torch_ops()
+
+
+def _torch_ops() -> Ops:
+    from . import activation, cache_write, layer_norm, linear, paged_attention
+    from . import rms_norm, rotary, sampling
+
+    return Ops(
+        name="torch",
+        prepare_linear=linear.prepare_linear_torch,
+        linear=linear.linear_torch,
+        paged_attention=paged_attention.paged_attention_torch,
+        cache_write=cache_write.cache_write_torch,
+        rms_norm=rms_norm.rms_norm_torch,
+        layer_norm=layer_norm.layer_norm_torch,
+        rotary=rotary.rotary_torch,
+        silu_mul=activation.silu_mul_torch,
+        gelu=activation.gelu_torch,
+        sample=sampling.sample_torch,
+    )

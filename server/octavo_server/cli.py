@@ -18,7 +18,7 @@ from octavo_server.errors import OctavoError, StartupError
 
 
 class Entry(NamedTuple):
-    """Where a subcommand lives, what the list of commands says of it, and the extra that it needs."""
+    """Where a subcommand lives, what `octavo --help` says of it, the extra that it needs."""
 
     target: str  # "module:attribute"
     help: str
@@ -29,9 +29,7 @@ COMMANDS: dict[str, Entry] = {
     "serve": Entry(
         "octavo_server.api.serve:command", "Serve a model over the OpenAI-compatible API.", "server"
     ),
-    "operator": Entry(
-        "octavo_operator.main:command", "Run the Kubernetes operator.", "operator"
-    ),
+    "operator": Entry("octavo_operator.main:command", "Run the Kubernetes operator.", "operator"),
     "render": Entry(
         "octavo_operator.render_command:command",
         "Print the objects that a manifest becomes.",
@@ -77,7 +75,7 @@ def load(name: str, entry: Entry) -> click.Command:
 
 
 def version() -> str:
-    """The installed distribution's version; the source's, with +source, if run without installing."""
+    """The installed distribution's version; with +source if run without installing."""
     try:
         return metadata.version("octavo")
     except metadata.PackageNotFoundError:

@@ -1,0 +1,71 @@
+"""The condition types and reasons of an InferenceService. They are API: programs match on them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+# Types.
+READY = "Ready"
+MODEL_READY = "ModelReady"
+WORKLOAD_READY = "WorkloadReady"
+AUTOSCALING_READY = "AutoscalingReady"
+
+# Reasons of True.
+SERVING = "Serving"
+LOADED = "Loaded"
+ALL_REPLICAS_READY = "AllReplicasReady"
+SOME_REPLICAS_READY = "SomeReplicasReady"
+SCALED_TO_ZERO = "ScaledToZero"
+
+# Reasons of a pass through: not ready yet, nothing wrong.
+NO_POD = "NoPod"
+LOADING = "Loading"
+PROGRESSING = "Progressing"
+ROLLING_OUT = "RollingOut"
+
+# Reasons of a failure that the manifest's owner can do something about.
+INVALID_SPEC = "InvalidSpec"
+INVALID_POD_TEMPLATE = "InvalidPodTemplate"
+NAME_CONFLICT = "NameConflict"
+FORBIDDEN = "Forbidden"
+PODS_REFUSED = "PodsRefused"
+UNSCHEDULABLE = "Unschedulable"
+IMAGE_PULL_BACK_OFF = "ImagePullBackOff"
+CONTAINER_CONFIG_ERROR = "ContainerConfigError"
+CRASH_LOOP_BACK_OFF = "CrashLoopBackOff"
+EVICTED = "Evicted"
+STALLED = "Stalled"
+NOT_YET_AVAILABLE = "NotYetAvailable"
+
+# Reasons that the server itself reports when it cannot start (octavo_server.errors has them all;
+# any other CamelCase word it sends is passed on).
+OUT_OF_MEMORY = "OutOfMemory"
+
+PASSING = frozenset({NO_POD, LOADING, PROGRESSING, ROLLING_OUT, SCALED_TO_ZERO})
+"""Reasons that no warning is due for."""
+
+Status = Literal["True", "False", "Unknown"]
+
+
+@dataclass(frozen=True, slots=True)
+class Condition:
+    """One condition without its times; `message` is one sentence for people."""
+
+    type: str
+    status: Status
+    reason: str
+    message: str
+
+    @property
+    def failing(self) -> bool:
+        return self.status == "False" and self.reason not in PASSING
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """Something that keeps `type` (MODEL_READY or WORKLOAD_READY) from being True."""
+
+    type: str
+    reason: str
+    message: str

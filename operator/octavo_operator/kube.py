@@ -1,0 +1,207 @@
+"""A thin asynchronous client of the API server: objects are plain dicts, errors are typed.
+
+`kubernetes.aio` finds the server and the credentials (kubeconfig or service account, exec plugins
+and token refresh included); requests are plain aiohttp, since the operator needs five verbs on five
+kinds.
+"""
+
+from __future__ import annotations
+
+import os
+import ssl
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import aiohttp
+from kubernetes.aio import config as kube_config
+from kubernetes.aio.client import Configuration
+
+from octavo_operator import names
+
+Object = dict[str, Any]
+
+_PLURALS = {
+    ("v1", "Event"): "events",
+    ("v1", "Pod"): "pods",
+    ("v1", "Service"): "services",
+    ("apps/v1", "Deployment"): "deployments",
+    (names.API_VERSION, names.KIND): names.PLURAL,
+}
+
+_TIMEOUT = aiohttp.ClientTimeout(total=30)
+
+
+class KubeError(Exception):
+    """The API server refused or failed; `code` is the HTTP status, `reason` its machine word."""
+
+    def __init__(self, code: int, reason: str, message: str) -> None:
+        super().__init__(message or f"the API server answered {code}")
+        self.code = code
+        self.reason = reason
+
+
+class KubeUnreachable(Exception):
+    """No answer: no connection, or none in time."""
+
+
+class NoCluster(Exception):
+    """Neither a kubeconfig nor a service account says where the API server is."""
+
+
+async def load_configuration() -> Configuration:
+    """$KUBECONFIG if set, else the pod's service account, else ~/.kube/config; or NoCluster."""
+    configuration = Configuration()
+    try:
+        if "KUBECONFIG" not in os.environ and "KUBERNETES_SERVICE_HOST" in os.environ:
+            kube_config.load_incluster_config(  # type: ignore[no-untyped-call]
+                client_configuration=configuration
+            )
+        else:
+            files = os.environ.get("KUBECONFIG", str(Path.home() / ".kube" / "config"))
+            await kube_config.load_kube_config(  # type: ignore[no-untyped-call]
+                config_file=files, client_configuration=configuration
+            )
+    except (kube_config.ConfigException, OSError) as error:
+        raise NoCluster(f"cannot find the cluster: {error}") from error
+    return configuration
+
+
+def path_of(
+    api_version: str, kind: str, namespace: str | None, name: str | None = None, sub: str = ""
+) -> str:
+    """The URL path of an object, a collection (`name` None), or all namespaces (both None)."""
+    prefix = "/apis/" if "/" in api_version else "/api/"
+    parts = [prefix + api_version]
+    if namespace is not None:
+        parts += ["namespaces", quote(namespace, safe="")]
+    parts.append(_PLURALS[api_version, kind])
+    if name is not None:
+        parts.append(quote(name, safe=""))
+    return "/".join(parts) + (f"/{sub}" if sub else "")
+
+
+class Kube:
+    """One session; use it as an asynchronous context manager."""
+
+    def __init__(self, configuration: Configuration) -> None:
+        self._configuration = configuration
+        self._session: aiohttp.ClientSession | None = None
+
+    async def __aenter__(self) -> Kube:
+        connector = aiohttp.TCPConnector(ssl=_ssl_context(self._configuration), limit=32)
+        self._session = aiohttp.ClientSession(connector=connector, timeout=_TIMEOUT)
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        if self._session is not None:
+            await self._session.close()
+
+    async def get(self, api_version: str, kind: str, namespace: str, name: str) -> Object | None:
+        """The object, or None if there is none."""
+        try:
+            return await self._request("GET", path_of(api_version, kind, namespace, name))
+        except KubeError as error:
+            if error.code == 404:
+                return None
+            raise
+
+    async def list(
+        self, api_version: str, kind: str, namespace: str | None, label_selector: str = ""
+    ) -> list[Object]:
+        """All objects, in pages of 500."""
+        query = {"limit": "500", "labelSelector": label_selector}
+        items: list[Object] = []
+        while True:
+            page = await self._request("GET", path_of(api_version, kind, namespace), query)
+            items += page.get("items") or []
+            query["continue"] = page["metadata"].get("continue") or ""
+            if not query["continue"]:
+                return items
+
+    async def apply(self, manifest: Object) -> Object:
+        """Server-side apply by the field manager octavo; it takes fields over from others."""
+        metadata = manifest["metadata"]
+        path = path_of(
+            manifest["apiVersion"], manifest["kind"], metadata["namespace"], metadata["name"]
+        )
+        query = {"fieldManager": names.FIELD_MANAGER, "force": "true"}
+        # JSON is YAML.
+        return await self._request("PATCH", path, query, manifest, "application/apply-patch+yaml")
+
+    async def patch_status(self, live: Object, change: Mapping[str, Any]) -> Object:
+        """A merge patch of `live`'s status; KubeError 409 if that object was replaced meanwhile."""
+        metadata = live["metadata"]
+        path = path_of(
+            live["apiVersion"], live["kind"], metadata["namespace"], metadata["name"], "status"
+        )
+        body = {"metadata": {"uid": metadata["uid"]}, "status": change}
+        query = {"fieldManager": names.FIELD_MANAGER}
+        return await self._request("PATCH", path, query, body, "application/merge-patch+json")
+
+    async def create(self, manifest: Object) -> Object:
+        path = path_of(manifest["apiVersion"], manifest["kind"], manifest["metadata"]["namespace"])
+        query = {"fieldManager": names.FIELD_MANAGER}
+        return await self._request("POST", path, query, manifest, "application/json")
+
+    async def _request(
+        self,
+        method: str,
+        path: str,
+        query: Mapping[str, str] | None = None,
+        body: Any = None,
+        content_type: str = "application/json",
+    ) -> Object:
+        assert self._session is not None, "use `async with Kube(...)`"
+        headers = {"Accept": "application/json", "Content-Type": content_type}
+        configuration = self._configuration
+        if token := await configuration.get_api_key_with_prefix("BearerToken"):
+            headers["Authorization"] = _bearer(token)
+        elif configuration.username and (basic := configuration.get_basic_auth_token()):
+            headers["Authorization"] = basic
+        try:
+            async with self._session.request(
+                method,
+                configuration.host.rstrip("/") + path,
+                params={key: value for key, value in (query or {}).items() if value},
+                json=body,
+                headers=headers,
+                proxy=configuration.proxy or None,
+                server_hostname=configuration.tls_server_name or None,
+            ) as response:
+                answer = await _read(response)
+        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            problem = str(error) or type(error).__name__
+            raise KubeUnreachable(f"the API server does not answer: {problem}") from error
+        if response.status >= 400:
+            raise KubeError(response.status, answer.get("reason", ""), answer.get("message", ""))
+        return answer
+
+
+async def _read(response: aiohttp.ClientResponse) -> Object:
+    try:
+        answer = await response.json(content_type=None)
+    except ValueError:
+        answer = None
+    if isinstance(answer, dict):
+        return answer
+    return {"message": (await response.text())[:500]}
+
+
+def _bearer(token: str) -> str:
+    """The configuration may or may not hold the scheme's word, in any case."""
+    scheme, _, rest = token.strip().partition(" ")
+    return f"Bearer {rest}" if scheme.lower() == "bearer" and rest else f"Bearer {token.strip()}"
+
+
+def _ssl_context(configuration: Configuration) -> ssl.SSLContext | bool:
+    if not configuration.host.startswith("https"):
+        return False
+    context = ssl.create_default_context(cafile=configuration.ssl_ca_cert or None)
+    if not configuration.verify_ssl:
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_NONE
+    if configuration.cert_file:
+        context.load_cert_chain(configuration.cert_file, configuration.key_file or None)
+    return context

@@ -1,0 +1,52 @@
+"""Every name, label and annotation that the operator writes or looks for."""
+
+from __future__ import annotations
+
+GROUP = "octavo.dev"
+VERSION = "v1alpha1"
+API_VERSION = f"{GROUP}/{VERSION}"
+KIND = "InferenceService"
+PLURAL = "inferenceservices"
+
+FIELD_MANAGER = "octavo"
+CONTAINER = "octavo"
+PORT = 8000
+PORT_NAME = "http"
+SERVICE_PORT = 80
+GPU_RESOURCE = "nvidia.com/gpu"
+
+SERVICE_LABEL = f"{GROUP}/service"
+MANAGED_BY_LABEL = "app.kubernetes.io/managed-by"
+
+REVISION_ANNOTATION = f"{GROUP}/revision"
+"""Hash of the rendered pod template; on the Deployment and on each pod."""
+RENDERED_ANNOTATION = f"{GROUP}/rendered"
+"""The settings that the pods were rendered from, as JSON: the next rollout is compared with it."""
+CHANGE_CAUSE_ANNOTATION = "kubernetes.io/change-cause"
+"""Why the last rollout happened; `kubectl rollout history` prints it."""
+
+DEFAULT_IMAGE = "octavo-server:0.1.0"
+
+
+def labels(name: str) -> dict[str, str]:
+    """The labels of every object that belongs to the InferenceService `name`."""
+    return {
+        "app.kubernetes.io/name": "octavo",
+        "app.kubernetes.io/instance": name,
+        MANAGED_BY_LABEL: "octavo",
+        SERVICE_LABEL: name,
+    }
+
+
+def selector(name: str) -> dict[str, str]:
+    """What a Deployment selects its pods by. It can never change, so it is as small as possible."""
+    return {SERVICE_LABEL: name}
+
+
+def selector_text(name: str) -> str:
+    return f"{SERVICE_LABEL}={name}"
+
+
+def url(name: str, namespace: str) -> str:
+    """The base URL that an OpenAI client inside the cluster is given."""
+    return f"http://{name}.{namespace}.svc/v1"

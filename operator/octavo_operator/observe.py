@@ -1,0 +1,51 @@
+"""Reading the cluster: the objects of one service, and its pods as facts."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from typing import Any
+
+from octavo_operator import names
+from octavo_operator.conditions import Problem
+from octavo_operator.facts import Facts, count_ending, read_deployment_problem, read_pods
+from octavo_operator.kube import Kube
+from octavo_operator.spec import InferenceService
+
+Live = dict[str, dict[str, Any] | None]
+"""The live objects by kind, None where there is none."""
+
+
+async def observe_objects(kube: Kube, service: InferenceService) -> Live:
+    deployment, cluster_service = await asyncio.gather(
+        kube.get("apps/v1", "Deployment", service.namespace, service.name),
+        kube.get("v1", "Service", service.namespace, service.name),
+    )
+    return {"Deployment": deployment, "Service": cluster_service}
+
+
+async def observe_facts(
+    kube: Kube,
+    service: InferenceService,
+    deployment: Mapping[str, Any] | None,
+    problem: Problem | None,
+) -> Facts:
+    """`deployment` as apply left it; None if there is none of ours."""
+    selector = names.selector_text(service.name)
+    pods = await kube.list("v1", "Pod", service.namespace, selector)
+    if deployment is None:
+        return Facts(
+            wanted=service.first_replicas,
+            pods=read_pods(pods),
+            ending=count_ending(pods),
+            problem=problem,
+        )
+    annotations = deployment["metadata"].get("annotations") or {}
+    return Facts(
+        wanted=deployment["spec"].get("replicas", 1),
+        revision=annotations.get(names.REVISION_ANNOTATION, ""),
+        cause=annotations.get(names.CHANGE_CAUSE_ANNOTATION, ""),
+        pods=read_pods(pods),
+        ending=count_ending(pods),
+        problem=problem or read_deployment_problem(deployment),
+    )

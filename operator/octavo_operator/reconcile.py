@@ -1,0 +1,107 @@
+"""One level-based pass over one InferenceService: it looks at everything and remembers nothing."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import Any
+
+from octavo_operator import names
+from octavo_operator.apply import Refused, apply, find_conflict
+from octavo_operator.conditions import FORBIDDEN, NAME_CONFLICT, WORKLOAD_READY, Problem
+from octavo_operator.events import post_event
+from octavo_operator.kube import Kube
+from octavo_operator.observe import observe_facts, observe_objects
+from octavo_operator.render import render
+from octavo_operator.rollout import with_cause
+from octavo_operator.spec import InferenceService, InvalidSpec, parse
+from octavo_operator.status import decide_invalid, decide_status
+from octavo_operator.transitions import decide_events
+
+log = logging.getLogger(__name__)
+
+
+LOOK_AGAIN_SECONDS = 15.0
+UNSEEN_ENDS = (NAME_CONFLICT, FORBIDDEN)
+"""Objects of others have no label of ours, and RBAC is not watched."""
+
+
+def utc_now() -> str:
+    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+async def reconcile(
+    kube: Kube,
+    namespace: str,
+    name: str,
+    *,
+    image: str,
+    now: Callable[[], str] = utc_now,
+) -> float | None:
+    """parse -> render -> apply -> observe -> decide_status -> write, once and only if it differs.
+
+    Returns also for a user's mistake, which becomes a condition: then the seconds after which to
+    look again if its end causes no event, else None. Raises KubeError or KubeUnreachable for what
+    another attempt may mend.
+    """
+    live = await kube.get(names.API_VERSION, names.KIND, namespace, name)
+    if live is None or live["metadata"].get("deletionTimestamp"):
+        return None  # its objects go with it: they name it as their owner
+    previous = live.get("status") or {}
+    try:
+        service = parse(live)
+    except InvalidSpec as error:
+        status = decide_invalid(live["metadata"]["generation"], str(error), previous, now())
+    else:
+        status = await _reconcile_valid(kube, service, image, previous, now)
+    if (change := diff(previous, status)) is not None:
+        await kube.patch_status(live, change)
+        for event in decide_events(previous, status):
+            log.info("%s/%s: %s: %s", namespace, name, event.reason, event.message)
+            await post_event(kube, live, event, now())
+    blocked = any(each["reason"] in UNSEEN_ENDS for each in status["conditions"])
+    return LOOK_AGAIN_SECONDS if blocked else None
+
+
+async def _reconcile_valid(
+    kube: Kube,
+    service: InferenceService,
+    image: str,
+    previous: dict[str, Any],
+    now: Callable[[], str],
+) -> dict[str, Any]:
+    objects = await observe_objects(kube, service)
+    deployment = objects["Deployment"]
+    if conflicts := {
+        kind: conflict
+        for kind, each in objects.items()
+        if each is not None and (conflict := find_conflict(service, each)) is not None
+    }:
+        # Nothing is applied then: pods behind somebody else's Service would serve nobody.
+        ours = None if "Deployment" in conflicts else deployment
+        taken = Problem(WORKLOAD_READY, NAME_CONFLICT, "; ".join(conflicts.values()))
+        facts = await observe_facts(kube, service, ours, taken)
+        return decide_status(service, facts, previous, now())
+    replicas = None if deployment is None else deployment["spec"].get("replicas")
+    problem = None
+    for manifest in render(service, image=image, replicas=replicas):
+        kind = manifest["kind"]
+        if kind == "Deployment":
+            manifest = with_cause(deployment, manifest)
+        try:
+            applied = await apply(kube, service, manifest, objects[kind])
+        except Refused as error:
+            problem = problem or error.problem
+            continue
+        if kind == "Deployment":
+            deployment = applied
+    facts = await observe_facts(kube, service, deployment, problem)
+    return decide_status(service, facts, previous, now())
+
+
+def diff(previous: dict[str, Any], status: dict[str, Any]) -> dict[str, Any] | None:
+    """The merge patch that makes `previous` `status`; None if they are equal."""
+    change = {key: value for key, value in status.items() if previous.get(key) != value}
+    change |= {key: None for key in previous if key not in status}
+    return change or None

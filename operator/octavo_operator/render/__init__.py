@@ -1,0 +1,31 @@
+"""`render(service)`: the objects that an InferenceService becomes. Pure: no cluster, no clock.
+
+The same objects go to the API server (`apply`), to the screen (`octavo render`) and to local
+processes (`octavo up`). Owner references are the business of `apply`, which knows the live object's
+uid.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from octavo_operator import names
+from octavo_operator.render.deployment import render_deployment
+from octavo_operator.render.service import render_service
+from octavo_operator.spec import InferenceService
+
+__all__ = ["render", "render_deployment", "render_service"]
+
+
+def render(
+    service: InferenceService,
+    *,
+    image: str = names.DEFAULT_IMAGE,
+    replicas: int | None = None,
+) -> list[dict[str, Any]]:
+    """The Deployment and the Service, in the order in which they are applied.
+
+    `image` is the server's image where the manifest names none; `replicas` the live number, which
+    stays where the manifest has none (None: the Deployment does not exist yet).
+    """
+    return [render_deployment(service, image=image, replicas=replicas), render_service(service)]

@@ -1,0 +1,183 @@
+"""The Deployment: pods that serve the model."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Any
+
+from octavo_operator import names
+from octavo_operator.render.arguments import locate, render_arguments
+from octavo_operator.render.drain import GRACE_SECONDS, PRE_STOP_SECONDS
+from octavo_operator.render.merge import merge
+from octavo_operator.render.probes import render_probes, startup_seconds
+from octavo_operator.render.settings import settings_text
+from octavo_operator.spec import InferenceService
+
+USER_ID = 10001
+"""Of the image's user; a number, since runAsNonRoot cannot judge a name."""
+
+CACHE_PATH = "/cache"
+
+
+def render_deployment(
+    service: InferenceService, *, image: str, replicas: int | None
+) -> dict[str, Any]:
+    chosen = choose_image(service, image)
+    template = render_pod_template(service, chosen)
+    revision = hash_template(template)
+    template["metadata"].setdefault("annotations", {})[names.REVISION_ANNOTATION] = revision
+    if service.spec.replicas is not None:
+        replicas = service.spec.replicas
+    return {
+        "apiVersion": "apps/v1",
+        "kind": "Deployment",
+        "metadata": {
+            "name": service.name,
+            "namespace": service.namespace,
+            "labels": names.labels(service.name),
+            "annotations": {
+                names.REVISION_ANNOTATION: revision,
+                names.RENDERED_ANNOTATION: settings_text(service, chosen),
+            },
+        },
+        "spec": {
+            # Always there: server-side apply sets a field that its owner drops back to the default,
+            # 1.
+            "replicas": service.first_replicas if replicas is None else replicas,
+            "selector": {"matchLabels": names.selector(service.name)},
+            "strategy": render_strategy(service.wants_gpu),
+            # Later than the startup probe's end, so that a slow load is not called a failed
+            # rollout.
+            "progressDeadlineSeconds": startup_seconds(service.spec.engine.tensor_parallel_size)
+            + 600,
+            "revisionHistoryLimit": 3,
+            "template": template,
+        },
+    }
+
+
+def render_strategy(wants_gpu: bool) -> dict[str, Any]:
+    """GPU pods end first: a surge pod would wait forever for a GPU that its elder holds.
+
+    CPU pods are replaced without a gap, since a node usually has room for one more.
+    """
+    surge, unavailable = (0, 1) if wants_gpu else (1, 0)
+    return {
+        "type": "RollingUpdate",
+        "rollingUpdate": {"maxSurge": surge, "maxUnavailable": unavailable},
+    }
+
+
+def choose_image(service: InferenceService, default: str) -> str:
+    """The manifest's image, or the default one, with the manifest's version as its tag."""
+    engine = service.spec.engine
+    if engine.image is not None:
+        return engine.image
+    if engine.version is None:
+        return default
+    repository = default.partition("@")[0]
+    # A colon before the last slash is a registry's port, not a tag.
+    head, slash, tail = repository.rpartition("/")
+    return f"{head}{slash}{tail.partition(':')[0]}:{engine.version}"
+
+
+def hash_template(template: dict[str, Any]) -> str:
+    canonical = json.dumps(template, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(canonical.encode()).hexdigest()[:10]
+
+
+def render_pod_template(service: InferenceService, image: str) -> dict[str, Any]:
+    """The rendered template with the manifest's podTemplate over it; our labels win."""
+    location = locate(service)
+    shared_memory = service.spec.engine.tensor_parallel_size > 1
+    volumes: list[dict[str, Any]] = [{"name": "cache", "emptyDir": {}}]
+    mounts: list[dict[str, Any]] = [{"name": "cache", "mountPath": CACHE_PATH}]
+    if shared_memory:
+        # NCCL and the ranks' queues use /dev/shm; the runtime's 64 MiB are too few. In memory, it
+        # counts toward the container's memory limit.
+        volumes.append({"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": "8Gi"}})
+        mounts.append({"name": "shm", "mountPath": "/dev/shm"})
+    if location.volume is not None and location.mount is not None:
+        volumes.append(location.volume)
+        mounts.append(location.mount)
+    container: dict[str, Any] = {
+        "name": names.CONTAINER,
+        "image": image,
+        "command": ["octavo", "serve", location.model],
+        "args": render_arguments(service),
+        "ports": [{"name": names.PORT_NAME, "containerPort": names.PORT, "protocol": "TCP"}],
+        "env": render_env(service, location.env),
+        **render_probes(service.spec.engine.tensor_parallel_size),
+        "lifecycle": {"preStop": {"sleep": {"seconds": PRE_STOP_SECONDS}}},
+        # The server writes its reason there; if it could not, the log's tail is better than
+        # nothing.
+        "terminationMessagePolicy": "FallbackToLogsOnError",
+        "securityContext": {
+            "allowPrivilegeEscalation": False,
+            "capabilities": {"drop": ["ALL"]},
+            # The GPU runtime's hook writes library links into the root file system.
+            "readOnlyRootFilesystem": False,
+        },
+        "volumeMounts": mounts,
+    }
+    if resources := render_resources(service):
+        container["resources"] = resources
+    pod: dict[str, Any] = {
+        "containers": [container],
+        "volumes": volumes,
+        "terminationGracePeriodSeconds": GRACE_SECONDS,
+        # The server never talks to the API server.
+        "automountServiceAccountToken": False,
+        # Variables such as OCTAVO_PORT of a Service named octavo would reach the server's settings.
+        "enableServiceLinks": False,
+        "securityContext": {
+            "runAsNonRoot": True,
+            "runAsUser": USER_ID,
+            "runAsGroup": USER_ID,
+            "fsGroup": USER_ID,
+            "fsGroupChangePolicy": "OnRootMismatch",
+            "seccompProfile": {"type": "RuntimeDefault"},
+        },
+    }
+    if service.wants_gpu:
+        pod["tolerations"] = [
+            {"key": names.GPU_RESOURCE, "operator": "Exists", "effect": "NoSchedule"}
+        ]
+    template = merge({"metadata": {}, "spec": pod}, service.spec.pod_template)
+    template["metadata"] = merge(template["metadata"], {"labels": names.labels(service.name)})
+    return template
+
+
+def render_env(
+    service: InferenceService, location_env: list[dict[str, Any]]
+) -> list[dict[str, Any]]:
+    """The caches' places, the Hub token, then the manifest's variables, which win."""
+    env = [
+        # A user id without a home, and libraries that want to write into one.
+        {"name": "HOME", "value": CACHE_PATH},
+        {"name": "HF_HOME", "value": f"{CACHE_PATH}/huggingface"},
+        {"name": "TRITON_CACHE_DIR", "value": f"{CACHE_PATH}/triton"},
+        *location_env,
+    ]
+    merged = merge({"env": env}, {"env": [dict(each) for each in service.spec.engine.env]})
+    result: list[dict[str, Any]] = merged["env"]
+    return result
+
+
+def render_resources(service: InferenceService) -> dict[str, Any]:
+    """The manifest's resources, plus as many GPUs as tensorParallelSize if it names none."""
+    resources = service.spec.resources
+    limits = dict(resources.limits)
+    if service.wants_gpu and not resources.names_gpus:
+        limits[names.GPU_RESOURCE] = service.spec.engine.tensor_parallel_size
+    # A count of 0 only says "no GPU".
+    limits = {
+        name: amount
+        for name, amount in limits.items()
+        if not (name == names.GPU_RESOURCE and resources.count(name) == 0)
+    }
+    requests = {
+        name: amount for name, amount in resources.requests.items() if name != names.GPU_RESOURCE
+    }
+    return {key: value for key, value in (("limits", limits), ("requests", requests)) if value}

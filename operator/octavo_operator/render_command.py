@@ -1,0 +1,41 @@
+"""`octavo render`: the objects that a manifest becomes, as YAML."""
+
+from __future__ import annotations
+
+import click
+import yaml
+
+from octavo_operator import names
+from octavo_operator.manifests import UnreadableManifest, read_services
+from octavo_operator.render import render
+
+
+@click.command("render")
+@click.option(
+    "-f",
+    "--filename",
+    "files",
+    multiple=True,
+    required=True,
+    metavar="FILE",
+    help="A manifest, a folder of them, or - for standard input. May be repeated.",
+)
+@click.option(
+    "--image",
+    default=names.DEFAULT_IMAGE,
+    show_default=True,
+    help="The server's image where the manifest names none.",
+)
+def command(files: tuple[str, ...], image: str) -> None:
+    """Print the objects that the InferenceServices in FILE become.
+
+    Nothing is sent anywhere. A wrong field is reported with its path, as the API server would.
+    """
+    try:
+        services = read_services(files)
+    except UnreadableManifest as error:
+        raise click.ClickException(str(error)) from None
+    if not services:
+        raise click.ClickException(f"no {names.KIND} in {', '.join(files)}")
+    objects = [each for service in services for each in render(service, image=image)]
+    click.echo(yaml.safe_dump_all(objects, sort_keys=False, width=100), nl=False)

@@ -1,0 +1,168 @@
+"""The routes of the server."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from fastapi import FastAPI, Request, Response
+from prometheus_client.exposition import choose_encoder
+from pydantic import BaseModel, ValidationError
+from starlette.exceptions import HTTPException
+
+from octavo_server.api.chat import create_chat_completion, encode_messages
+from octavo_server.api.completions import create_completion
+from octavo_server.api.errors import error_response, json_response
+from octavo_server.api.gate import Gate
+from octavo_server.api.protocol import (
+    ChatCompletionRequest,
+    CompletionRequest,
+    DetokenizeRequest,
+    TokenizeRequest,
+)
+from octavo_server.api.service import Service
+from octavo_server.cli import version
+from octavo_server.errors import InvalidRequest, OctavoError
+
+
+def create_app(service: Service) -> FastAPI:
+    """The ASGI application of one server. Handlers read bodies themselves: FastAPI's own way of
+    validating them costs more than all the rest of a short request.
+    """
+    # /docs and /redoc would load scripts from a CDN.
+    app = FastAPI(title="Octavo", version=version(), docs_url=None, redoc_url=None)
+    app.state.service = service
+    app.add_middleware(Gate, lifecycle=service.lifecycle, api_keys=service.settings.api_keys)
+    for kind in (OctavoError, ValidationError, HTTPException, Exception):
+        app.add_exception_handler(kind, _on_error)
+    _add_inference(app, service)
+    _add_tokenizer(app, service)
+    _add_operations(app, service)
+    return app
+
+
+def _add_inference(app: FastAPI, service: Service) -> None:
+    @app.post("/v1/completions", openapi_extra=_body_schema(CompletionRequest))
+    async def completions(request: Request) -> Response:
+        return await create_completion(service, request)
+
+    @app.post("/v1/chat/completions", openapi_extra=_body_schema(ChatCompletionRequest))
+    async def chat_completions(request: Request) -> Response:
+        return await create_chat_completion(service, request)
+
+    @app.get("/v1/models")
+    async def models() -> Response:
+        names = service.settings.served_model_names
+        return json_response({"object": "list", "data": [_model_card(service, n) for n in names]})
+
+    @app.get("/v1/models/{name:path}")
+    async def model(name: str) -> Response:
+        return json_response(_model_card(service, service.check_model_name(name)))
+
+
+def _add_tokenizer(app: FastAPI, service: Service) -> None:
+    @app.post("/tokenize", openapi_extra=_body_schema(TokenizeRequest))
+    async def tokenize(request: Request) -> Response:
+        body = await service.read(request, TokenizeRequest)
+        service.check_model_name(body.model)
+        if (body.prompt is None) == (body.messages is None):
+            raise InvalidRequest("give either prompt or messages", "prompt")
+        if body.messages is not None:
+            token_ids = await encode_messages(
+                service,
+                body.messages,
+                add_generation_prompt=body.add_generation_prompt,
+                continue_final_message=body.continue_final_message,
+                add_special_tokens=bool(body.add_special_tokens),
+            )
+        else:
+            token_ids = await service.encode(
+                body.prompt or "", "prompt", add_special_tokens=body.add_special_tokens is not False
+            )
+        pieces = service.model.pieces
+        return json_response(
+            {
+                "count": len(token_ids),
+                "max_model_len": service.model.max_model_len,
+                "tokens": token_ids,
+                "token_strs": [pieces.text(i) for i in token_ids]
+                if body.return_token_strs
+                else None,
+            }
+        )
+
+    @app.post("/detokenize", openapi_extra=_body_schema(DetokenizeRequest))
+    async def detokenize(request: Request) -> Response:
+        body = await service.read(request, DetokenizeRequest)
+        service.check_model_name(body.model)
+        model = service.model
+        wrong = next((i for i in body.tokens if not 0 <= i < model.vocab_size), None)
+        if wrong is not None:
+            raise InvalidRequest(
+                f"tokens holds {wrong}; this model's ids are 0 to {model.vocab_size - 1}", "tokens"
+            )
+        known = [i for i in body.tokens if i < model.pieces.vocab_size]
+        text = await model.pool.run(
+            lambda: str(model.tokenizer.decode(known, clean_up_tokenization_spaces=False)),
+            size=len(known),
+        )
+        return json_response({"prompt": text})
+
+
+def _add_operations(app: FastAPI, service: Service) -> None:
+    @app.get("/health")
+    async def health() -> Response:
+        problem = service.lifecycle.health(time.monotonic())
+        if problem is None:
+            return json_response({"status": "ok"})
+        return json_response({"status": "unhealthy", "message": problem}, 503)
+
+    @app.get("/ready")
+    async def ready() -> Response:
+        state = service.lifecycle.state
+        return json_response({"status": state}, 200 if state == "ready" else 503)
+
+    @app.get("/metrics")
+    async def metrics(request: Request) -> Response:
+        encoder, content_type = choose_encoder(request.headers.get("accept", ""))
+        text = encoder(service.metrics.registry)
+        return Response(text, headers={"Content-Type": content_type})
+
+    @app.get("/version")
+    async def get_version() -> Response:
+        return json_response({"version": version()})
+
+
+async def _on_error(request: Request, error: Exception) -> Response:
+    return error_response(error)
+
+
+def _model_card(service: Service, name: str) -> dict[str, Any]:
+    return {
+        "id": name,
+        "object": "model",
+        "created": service.created,
+        "owned_by": "octavo",
+        "root": service.settings.served_model_names[0],
+        "parent": None,
+        "max_model_len": service.model.max_model_len,
+        "permission": [],
+    }
+
+
+def _body_schema(kind: type[BaseModel]) -> dict[str, Any]:
+    """What the OpenAPI page says of a body that the handler reads itself."""
+    schema = kind.model_json_schema()
+    for name, definition in schema.pop("$defs", {}).items():
+        schema = _inline(schema, f"#/$defs/{name}", definition)
+    return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
+
+
+def _inline(schema: Any, reference: str, definition: Any) -> Any:
+    if isinstance(schema, dict):
+        if schema.get("$ref") == reference:
+            return definition
+        return {key: _inline(value, reference, definition) for key, value in schema.items()}
+    if isinstance(schema, list):
+        return [_inline(item, reference, definition) for item in schema]
+    return schema

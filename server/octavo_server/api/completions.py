@@ -1,0 +1,214 @@
+"""/v1/completions."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import orjson
+from starlette.requests import Request
+from starlette.responses import Response
+
+from octavo_server.api.collect import Collected, collect, usage
+from octavo_server.api.errors import json_response
+from octavo_server.api.logprobs import completion_logprobs, prompt_logprobs, prompt_offsets
+from octavo_server.api.protocol import MAX_SEQUENCES, CompletionRequest, parse_prompts
+from octavo_server.api.requests import Choice
+from octavo_server.api.service import Model, Service, watch_disconnect
+from octavo_server.api.streaming import EventStream, event
+from octavo_server.errors import InvalidRequest
+from octavo_server.sampling_params import SamplingParams
+from octavo_server.text.assemble import Delta
+
+DEFAULT_MAX_TOKENS = 16  # OpenAI's, for completions only
+_REFUSED_FIELDS = ("best_of", "suffix", "use_beam_search")
+
+
+@dataclass(slots=True)
+class Prompt:
+    """One prompt: its ids, and its text as far as it is to be echoed."""
+
+    token_ids: list[int]
+    echo: str = ""
+
+
+async def create_completion(service: Service, request: Request) -> Response:
+    """Answer one request; whatever is wrong with it is raised."""
+    arrival = time.monotonic()
+    model = service.model
+    body = await service.read(request, CompletionRequest, defaults=True)
+    name = service.check_model_name(body.model)
+    params, drops_token = _params(service, body)
+    prompts = [
+        await _encode(service, body, prompt)
+        for prompt in _bounded(parse_prompts(body.prompt), params.n)
+    ]
+    request_id = f"cmpl-{secrets.token_hex(12)}"
+    group = service.requests.submit(
+        model.tokenizer,
+        [prompt.token_ids for prompt in prompts],
+        [service.fit(params, len(prompt.token_ids)) for prompt in prompts],
+        request_id=request_id,
+        arrival=arrival,
+        streaming=bool(body.stream),
+    )
+    watcher = watch_disconnect(request, lambda: service.requests.cancel(group))
+    writer = CompletionWriter(body, model, prompts, request_id, name, drops_token=drops_token)
+    writer.choices = group.choices
+    if body.stream:
+        return EventStream(
+            group, writer, watcher=watcher, close=lambda: service.requests.cancel(group)
+        )
+    try:
+        return json_response(writer.whole(await collect(group)))
+    finally:
+        watcher.cancel()
+        service.requests.cancel(group)
+
+
+def _params(service: Service, body: CompletionRequest) -> tuple[SamplingParams, bool]:
+    """Validated parameters, and whether the one token that the engine must make is to be dropped."""
+    body.refuse_unsupported(_REFUSED_FIELDS)
+    max_tokens = DEFAULT_MAX_TOKENS if body.max_tokens is None else body.max_tokens
+    drops_token = bool(body.echo) and max_tokens == 0
+    wanted = body.prompt_logprobs
+    if body.echo and body.logprobs is not None:
+        wanted = max(body.logprobs, wanted or 0)
+    params = body.sampling_params(
+        max_tokens=1 if drops_token else max_tokens,
+        logprobs=body.logprobs,
+        prompt_logprobs=wanted,
+        eos_token_ids=service.model.eos_token_ids,
+    )
+    params.validate(vocab_size=service.model.vocab_size, max_logprobs=service.settings.max_logprobs)
+    if body.stream and wanted is not None and params.n > 1:
+        raise InvalidRequest("log probabilities of the prompt cannot be streamed with n > 1", "n")
+    return params, drops_token
+
+
+def _bounded(prompts: list[str | list[int]], n: int) -> list[str | list[int]]:
+    if len(prompts) * n > MAX_SEQUENCES:
+        raise InvalidRequest(
+            f"a request may ask for {MAX_SEQUENCES} answers, not {len(prompts)} prompts times {n}",
+            "prompt",
+        )
+    return prompts
+
+
+async def _encode(service: Service, body: CompletionRequest, prompt: str | list[int]) -> Prompt:
+    if isinstance(prompt, str):
+        token_ids = await service.encode(
+            prompt, "prompt", add_special_tokens=body.add_special_tokens is not False
+        )
+        encoded = Prompt(token_ids, prompt)
+    else:
+        encoded = Prompt(prompt)
+    service.check_prompt(encoded.token_ids, "prompt")
+    if not body.echo:
+        encoded.echo = ""
+    elif not isinstance(prompt, str):
+        known = [i for i in prompt if i < service.model.pieces.vocab_size]
+        text = service.model.tokenizer.decode(
+            known, skip_special_tokens=True, clean_up_tokenization_spaces=False
+        )
+        encoded.echo = str(text)
+    return encoded
+
+
+class CompletionWriter:
+    """The bodies of one request, whole or as events."""
+
+    choices: list[Choice]
+
+    def __init__(
+        self,
+        body: CompletionRequest,
+        model: Model,
+        prompts: list[Prompt],
+        request_id: str,
+        name: str,
+        *,
+        drops_token: bool,
+    ) -> None:
+        self._body = body
+        self._pieces = model.pieces
+        self._prompts = prompts
+        self._drops_token = drops_token
+        self._opened: set[int] = set()
+        self._head: dict[str, Any] = {
+            "id": request_id,
+            "object": "text_completion",
+            "created": int(time.time()),
+            "model": name,
+        }
+        head = orjson.dumps(self._head)[:-1] + b',"choices":[{"index":'
+        self._before_text = [
+            b"data: " + head + str(index).encode() + b',"text":'
+            for index in range(len(prompts) * (body.n or 1))
+        ]
+        end = b',"usage":null}\n\n' if body.include_usage else b"}\n\n"
+        self._after_plain = b',"logprobs":null,"finish_reason":null,"stop_reason":null}]' + end
+        # Only a plain delta of a choice that was opened takes the short way.
+        self._plain = body.logprobs is None and not body.continuous_usage and not drops_token
+
+    def chunk(self, choice: Choice, delta: Delta) -> bytes:
+        if self._plain and delta.finish_reason is None and choice.index in self._opened:
+            text = orjson.dumps(delta.text)
+            return self._before_text[choice.index] + text + self._after_plain
+        collected = Collected(choice)
+        collected.add(delta)
+        opening = choice.index not in self._opened
+        self._opened.add(choice.index)
+        body = {**self._head, "choices": [self._choice(collected, with_prompt=opening)]}
+        if self._body.continuous_usage:
+            body["usage"] = usage([choice], dropped_tokens=int(self._drops_token))
+        elif self._body.include_usage:
+            body["usage"] = None
+        return event(body)
+
+    def ending(self) -> bytes:
+        if not self._body.include_usage:
+            return b""
+        return event({**self._head, "choices": [], "usage": self._usage()})
+
+    def whole(self, answers: list[Collected]) -> dict[str, Any]:
+        """The body of a response that does not stream."""
+        # Prompt log probabilities are computed for a prompt's first sequence only.
+        first = {answer.choice.prompt_index: answer for answer in reversed(answers)}
+        for answer in answers:
+            answer.prompt_logprobs = first[answer.choice.prompt_index].prompt_logprobs
+        choices = [self._choice(answer, with_prompt=True) for answer in answers]
+        return {**self._head, "choices": choices, "usage": self._usage()}
+
+    def _usage(self) -> dict[str, Any]:
+        return usage(self.choices, dropped_tokens=len(self.choices) * self._drops_token)
+
+    def _choice(self, answer: Collected, *, with_prompt: bool) -> dict[str, Any]:
+        prompt = self._prompts[answer.choice.prompt_index]
+        text, token_ids, entries = answer.text, answer.token_ids, list(answer.logprobs)
+        finish_reason, offsets = answer.finish_reason, answer.offsets
+        if self._drops_token:
+            text, token_ids, entries, offsets = "", [], [], []
+            finish_reason = "length" if finish_reason else None
+        offsets = [len(prompt.echo) + offset for offset in offsets]
+        shown: list[Any] = list(entries)
+        if with_prompt and self._body.echo:
+            text = prompt.echo + text
+            if self._body.logprobs is not None and answer.prompt_logprobs is not None:
+                token_ids = prompt.token_ids + token_ids
+                shown = [*answer.prompt_logprobs, *entries]
+                offsets = prompt_offsets(self._pieces, prompt.token_ids) + offsets
+        choice: dict[str, Any] = {
+            "index": answer.choice.index,
+            "text": text,
+            "logprobs": None
+            if self._body.logprobs is None
+            else completion_logprobs(self._pieces, shown, token_ids, offsets),
+            "finish_reason": finish_reason,
+            "stop_reason": answer.stop_reason,
+        }
+        if self._body.prompt_logprobs is not None and with_prompt:
+            choice["prompt_logprobs"] = prompt_logprobs(self._pieces, answer.prompt_logprobs)
+        return choice

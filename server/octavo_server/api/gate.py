@@ -1,0 +1,47 @@
+"""What stands before the endpoints that do work: the key, admission, and the count of what runs."""
+
+from __future__ import annotations
+
+import hmac
+
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from octavo_server.api.errors import Unauthorized, error_response
+from octavo_server.api.lifecycle import Lifecycle
+from octavo_server.errors import OctavoError
+
+_GUARDED = ("/v1/", "/tokenize", "/detokenize")
+
+
+class Gate:
+    """Pure ASGI middleware. A request counts as active until its last byte was handed on."""
+
+    def __init__(self, app: ASGIApp, lifecycle: Lifecycle, api_keys: tuple[str, ...]) -> None:
+        self._app = app
+        self._lifecycle = lifecycle
+        self._keys = [f"Bearer {key}".encode() for key in api_keys]
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or not scope["path"].startswith(_GUARDED):
+            await self._app(scope, receive, send)
+            return
+        try:
+            self._check_key(scope)
+            if scope["method"] == "POST":
+                self._lifecycle.admit()
+        except OctavoError as error:
+            await error_response(error)(scope, receive, send)
+            return
+        self._lifecycle.active += 1
+        try:
+            await self._app(scope, receive, send)
+        finally:
+            self._lifecycle.active -= 1
+
+    def _check_key(self, scope: Scope) -> None:
+        if not self._keys:
+            return
+        given: bytes = dict(scope["headers"]).get(b"authorization", b"")
+        # NOTE: all keys are compared, each in constant time.
+        if not any([hmac.compare_digest(given, key) for key in self._keys]):
+            raise Unauthorized("a valid API key is needed: Authorization: Bearer KEY")

@@ -1,0 +1,213 @@
+"""The bodies of requests: OpenAI's fields and vLLM's extensions, with their types.
+
+Ranges are checked by `SamplingParams.validate`, types here. Fields that Octavo does not know are
+accepted and ignored, as clients send many; fields whose silent loss would change an answer are
+refused by name.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from octavo_server.errors import InvalidRequest
+from octavo_server.sampling_params import SamplingParams
+
+MAX_SEQUENCES = 2048  # of one request: prompts times n
+MAX_STOP_CHARACTERS = 1024  # of one stop string; what it may become is searched with each token
+
+
+class StreamOptions(BaseModel):
+    """`include_usage` adds a last chunk with the usage, `continuous_usage_stats` puts it in each."""
+
+    include_usage: bool | None = None
+    continuous_usage_stats: bool | None = None
+
+
+class GenerationRequest(BaseModel):
+    """What completions and chat completions have in common. None means "not given"."""
+
+    model_config = ConfigDict(extra="allow")
+
+    model: str | None = None
+    n: int | None = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+    min_p: float | None = None
+    seed: int | None = None
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
+    repetition_penalty: float | None = None
+    stop: str | list[str] | None = None
+    stop_token_ids: list[int] | None = None
+    include_stop_str_in_output: bool | None = None
+    ignore_eos: bool | None = None
+    max_tokens: int | None = None
+    min_tokens: int | None = None
+    logit_bias: dict[int, float] | None = None
+    prompt_logprobs: int | None = None
+    skip_special_tokens: bool | None = None
+    add_special_tokens: bool | None = None
+    echo: bool | None = None
+    user: str | None = None
+
+    @property
+    def include_usage(self) -> bool:
+        return bool(self.stream_options and self.stream_options.include_usage)
+
+    @property
+    def continuous_usage(self) -> bool:
+        options = self.stream_options
+        return bool(options and options.include_usage and options.continuous_usage_stats)
+
+    def refuse_unsupported(self, names: tuple[str, ...]) -> None:
+        """Raise for the first of these extra fields that asks for something."""
+        for name in names:
+            value = (self.model_extra or {}).get(name)
+            if value not in (None, False, [], {}, "", 0):
+                raise InvalidRequest(f"{name} is not supported by this server", name)
+        response_format = (self.model_extra or {}).get("response_format")
+        if response_format and response_format != {"type": "text"}:
+            raise InvalidRequest(
+                "response_format: only the type 'text' is supported", "response_format"
+            )
+        if self.stream_options is not None and not self.stream:
+            raise InvalidRequest("stream_options needs stream=true", "stream_options")
+
+    def sampling_params(
+        self,
+        *,
+        max_tokens: int | None,
+        logprobs: int | None,
+        prompt_logprobs: int | None,
+        eos_token_ids: list[int],
+    ) -> SamplingParams:
+        """The parameters as asked, not yet validated or clamped; what was not given has its default."""
+        stop = [self.stop] if isinstance(self.stop, str) else list(self.stop or ())
+        if any(len(text) > MAX_STOP_CHARACTERS for text in stop):
+            raise InvalidRequest(
+                f"a stop string has at most {MAX_STOP_CHARACTERS} characters", "stop"
+            )
+        given = {
+            name: value for name in _COPIED_FIELDS if (value := getattr(self, name)) is not None
+        }
+        return SamplingParams(
+            **given,
+            stop=stop,
+            max_tokens=max_tokens,
+            logprobs=logprobs,
+            prompt_logprobs=prompt_logprobs,
+            eos_token_ids=eos_token_ids,
+        )
+
+
+_COPIED_FIELDS = (
+    *("n", "temperature", "top_p", "top_k", "min_p", "seed", "presence_penalty"),
+    *("frequency_penalty", "repetition_penalty", "stop_token_ids", "ignore_eos", "min_tokens"),
+    *("include_stop_str_in_output", "logit_bias", "skip_special_tokens"),
+)
+
+
+class CompletionRequest(GenerationRequest):
+    """Body of /v1/completions."""
+
+    # Checked by `parse_prompts`: a union of four list types is slow on long lists of ids.
+    prompt: Any = Field(
+        description="A text, a list of texts, a list of token ids, or a list of such lists.",
+    )
+    logprobs: int | None = None
+
+
+class ChatMessage(BaseModel):
+    """One turn. `content` may be a list of parts of type text."""
+
+    model_config = ConfigDict(extra="allow")
+
+    role: str
+    content: str | list[dict[str, Any]] | None = None
+
+
+class ChatCompletionRequest(GenerationRequest):
+    """Body of /v1/chat/completions."""
+
+    messages: list[ChatMessage]
+    max_completion_tokens: int | None = None
+    logprobs: bool | None = None
+    top_logprobs: int | None = None
+    add_generation_prompt: bool = True
+    continue_final_message: bool = False
+    chat_template_kwargs: dict[str, Any] | None = None
+
+
+class TokenizeRequest(BaseModel):
+    """Body of /tokenize: a prompt, or messages that go through the chat template."""
+
+    model_config = ConfigDict(extra="allow")
+
+    model: str | None = None
+    prompt: str | None = None
+    messages: list[ChatMessage] | None = None
+    add_special_tokens: bool | None = None
+    add_generation_prompt: bool = True
+    continue_final_message: bool = False
+    return_token_strs: bool = False
+
+
+class DetokenizeRequest(BaseModel):
+    """Body of /detokenize."""
+
+    model_config = ConfigDict(extra="allow")
+
+    model: str | None = None
+    tokens: list[int]
+
+
+def parse_prompts(prompt: object) -> list[str | list[int]]:
+    """The prompts of a completion request, at least one. Raises `InvalidRequest`."""
+    if isinstance(prompt, str):
+        return [prompt]
+    if isinstance(prompt, list) and prompt:
+        if _is_ids(prompt):
+            return [prompt]
+        if all(isinstance(item, str) for item in prompt):
+            return prompt
+        if all(isinstance(item, list) and _is_ids(item) for item in prompt):
+            return prompt
+    raise InvalidRequest(
+        "prompt must be a text, a list of texts, a list of token ids or a list of such lists,"
+        " none of them empty",
+        "prompt",
+    )
+
+
+def message_dicts(messages: list[ChatMessage]) -> list[dict[str, Any]]:
+    """Messages as chat templates want them: `content` is one text. Raises `InvalidRequest`."""
+    if not messages:
+        raise InvalidRequest("messages must hold at least one message", "messages")
+    result: list[dict[str, Any]] = []
+    for index, message in enumerate(messages):
+        fields = message.model_dump(exclude_none=True)
+        fields["content"] = _content_text(message.content, f"messages.{index}.content")
+        result.append(fields)
+    return result
+
+
+def _content_text(content: str | list[dict[str, Any]] | None, param: str) -> str:
+    if content is None or isinstance(content, str):
+        return content or ""
+    for part in content:
+        if part.get("type") != "text" or not isinstance(part.get("text"), str):
+            raise InvalidRequest(
+                f"content parts must be of type text, not {part.get('type')!r}: this model reads"
+                " text only",
+                param,
+            )
+    return "\n".join(part["text"] for part in content)
+
+
+def _is_ids(items: list[Any]) -> bool:
+    return bool(items) and all(type(item) is int for item in items)

@@ -1,0 +1,218 @@
+"""One server's life: the socket is open before the model loads, and the exit says how it ended."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import logging
+import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import uvicorn
+
+from octavo_server.api.app import create_app
+from octavo_server.api.errors import Unavailable
+from octavo_server.api.service import Service
+from octavo_server.api.settings import ServeSettings
+from octavo_server.api.termination import write_termination
+from octavo_server.config import EngineConfig
+from octavo_server.engine.messages import Failed, ToEngine
+from octavo_server.errors import StartupError
+
+if TYPE_CHECKING:
+    from octavo_server.engine.client import EngineClient
+
+logger = logging.getLogger(__name__)
+T = TypeVar("T")
+
+# How long the last responses may take to be read, once nothing runs any more.
+_FLUSH_SECONDS = 5
+_IDLE_POLL_SECONDS = 0.02
+
+
+class HttpServer(uvicorn.Server):
+    """uvicorn without its signal handlers: ours are installed before the model loads."""
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+class Run:
+    """Loads, serves, drains. `execute` returns the exit code."""
+
+    def __init__(
+        self, config: EngineConfig, settings: ServeSettings, listener: socket.socket, log_level: str
+    ) -> None:
+        self._config = config
+        self._settings = settings
+        self._listener = listener
+        self._started = time.monotonic()
+        self._engine: EngineClient | None = None
+        self._signals = 0
+        self._stop = asyncio.Event()
+        self._failed: asyncio.Future[Failed] = asyncio.get_running_loop().create_future()
+        self._service = Service(
+            settings, send=self._send, progress=self.progress, on_failed=self._on_failed
+        )
+        self._http = HttpServer(
+            uvicorn.Config(
+                create_app(self._service),
+                log_level=log_level,
+                access_log=log_level in ("info", "debug", "trace"),
+                lifespan="off",
+                ws="none",
+                server_header=False,
+                timeout_graceful_shutdown=_FLUSH_SECONDS,
+            )
+        )
+
+    async def execute(self) -> int:
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._on_signal)
+        http = asyncio.create_task(self._http.serve(sockets=[self._listener]), name="http")
+        stop = asyncio.create_task(self._stop.wait(), name="stop")
+        load = asyncio.create_task(self._load(), name="load")
+        try:
+            await asyncio.wait([http, stop, self._failed], return_when=asyncio.FIRST_COMPLETED)
+            if not self._failed.done():
+                await self._drain()
+            return self._exit_code()
+        finally:
+            load.cancel()
+            stop.cancel()
+            self._http.should_exit = True
+            await asyncio.wait([http], timeout=_FLUSH_SECONDS + 1)
+            if self._engine is not None:
+                await self._engine.stop()
+
+    def progress(self, text: str) -> None:
+        """One line for people."""
+        elapsed = time.monotonic() - self._started
+        print(f"[{elapsed:6.1f} s] {text}", file=sys.stderr, flush=True)
+
+    async def _load(self) -> None:
+        try:
+            source = await in_daemon_thread(self._find_model)
+            self._start_engine(str(source.path))
+            tokenizer, defaults = await in_daemon_thread(lambda: self._load_tokenizer(source))
+            self._service.set_tokenizer(tokenizer, defaults)
+        except StartupError as error:
+            self._service.fail(Failed(error.reason, str(error), error.exit_code))
+        except Exception as error:
+            logger.exception("start-up failed")
+            self._service.fail(Failed("StartupFailed", f"{type(error).__name__}: {error}"))
+        if self._service.lifecycle.state == "failed":
+            return
+        while self._service.lifecycle.state == "starting":
+            await asyncio.sleep(_IDLE_POLL_SECONDS)
+        if self._service.lifecycle.state == "ready":
+            host, port = self._listener.getsockname()[:2]
+            name = self._settings.served_model_names[0]
+            self.progress(f"ready: {name} on http://{host}:{port}/v1")
+
+    def _find_model(self) -> Any:
+        from octavo_server.loading.source import resolve_source
+
+        self.progress(f"looking for {self._config.model}")
+        return resolve_source(self._config, self.progress)
+
+    def _load_tokenizer(self, source: Any) -> tuple[Any, Any]:
+        from octavo_server.loading.describe import read_generation_defaults
+        from octavo_server.loading.tokenizer import load_tokenizer
+
+        config = self._config
+        defaults = read_generation_defaults(source, config.generation_config)
+        tokenizer = load_tokenizer(source, config.tokenizer, config.trust_remote_code)
+        return tokenizer, defaults
+
+    def _start_engine(self, path: str) -> None:
+        from octavo_server.engine.client import EngineClient
+
+        config = self._config
+        self._service.set_cache_config(
+            {
+                "gpu_memory_utilization": str(config.gpu_memory_utilization),
+                "enable_prefix_caching": str(config.enable_prefix_caching),
+            }
+        )
+        # The files were found here; the engine need not ask the Hub again.
+        found = dataclasses.replace(config, model=path, revision=None)
+        self._engine = EngineClient(found, on_message=self._service.on_message)
+        self._engine.start()
+
+    def _send(self, message: ToEngine) -> None:
+        if self._engine is not None:
+            self._engine.send(message)
+
+    def _on_failed(self, failed: Failed) -> None:
+        if not self._failed.done():
+            self._failed.set_result(failed)
+
+    def _on_signal(self) -> None:
+        self._signals += 1
+        if self._signals == 1:
+            self._service.lifecycle.drain()
+            self._stop.set()
+        else:
+            self._end_all()
+
+    async def _drain(self) -> None:
+        """Until nothing runs, the time is over, a second signal came, or the engine failed."""
+        lifecycle = self._service.lifecycle
+        lifecycle.drain()
+        deadline = time.monotonic() + self._settings.shutdown_timeout_seconds
+        if lifecycle.active:
+            self.progress(f"shutting down: {lifecycle.active} requests are still being answered")
+        while lifecycle.active and time.monotonic() < deadline and not self._failed.done():
+            await asyncio.sleep(_IDLE_POLL_SECONDS)
+        self._end_all()
+
+    def _end_all(self) -> None:
+        self._service.requests.fail_all(
+            Unavailable("the server shut down before this answer was complete")
+        )
+
+    def _exit_code(self) -> int:
+        if not self._failed.done():
+            return 0
+        failed = self._failed.result()
+        write_termination(failed.reason, failed.message)
+        print(f"error: {failed.message}", file=sys.stderr, flush=True)
+        return failed.exit_code or 1
+
+
+async def in_daemon_thread(work: Callable[[], T]) -> T:
+    """`work()` in a thread that cannot keep the process alive, as a pool's would (a download)."""
+    loop = asyncio.get_running_loop()
+    future: asyncio.Future[T] = loop.create_future()
+
+    def settle(result: T | None, error: BaseException | None) -> None:
+        if future.cancelled():
+            return
+        if error is not None:
+            future.set_exception(error)
+        else:
+            future.set_result(result)  # type: ignore[arg-type]
+
+    def body() -> None:
+        result: T | None = None
+        error: BaseException | None = None
+        try:
+            result = work()
+        except BaseException as raised:
+            error = raised
+        try:
+            loop.call_soon_threadsafe(settle, result, error)
+        except RuntimeError:  # the loop is closed: nobody waits
+            pass
+
+    threading.Thread(target=body, name="loader", daemon=True).start()
+    return await future

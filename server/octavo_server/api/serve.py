@@ -1,0 +1,186 @@
+"""`octavo serve MODEL`: flags to settings, an open socket, and one clear line if it cannot start."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import socket
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from octavo_server.api.settings import MIB, ServeSettings
+from octavo_server.api.sizes import Size
+from octavo_server.api.termination import write_termination
+from octavo_server.config import EngineConfig
+from octavo_server.errors import InvalidSettings, StartupError
+
+_BACKLOG = 2048  # connections that wait while the loop is busy
+
+
+@click.command(name="serve", help="Serve MODEL: a folder, a .gguf file or a Hub id (ORG/NAME).")
+@click.argument("model_tag", metavar="MODEL", required=False)
+@click.option("--model", help="The same as MODEL.")
+@click.option("--host", default="0.0.0.0", show_default=True, help="Address to listen on.")
+@click.option("--port", type=click.IntRange(0, 65535), default=8000, show_default=True)
+@click.option(
+    "--served-model-name",
+    multiple=True,
+    help="Name in requests and answers; repeat it or separate by commas (default: MODEL).",
+)
+@click.option("--tokenizer", help="Folder or Hub id of another tokenizer.")
+@click.option("--revision", help="Branch, tag or commit on the Hub.")
+@click.option(
+    "--dtype", type=click.Choice(["auto", "float32", "bfloat16", "float16"]), default="auto"
+)
+@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto")
+@click.option("--max-model-len", type=int, help="Context length; -1: the longest that fits.")
+@click.option("--max-num-seqs", type=click.IntRange(1), default=512, show_default=True)
+@click.option("--max-num-batched-tokens", type=click.IntRange(1), help="Tokens of one step.")
+@click.option("--block-size", type=click.IntRange(1), default=16, show_default=True)
+@click.option("--gpu-memory-utilization", type=float, default=0.9, show_default=True)
+@click.option("--kv-cache-memory-bytes", type=Size(), help="For example 1GiB.")
+@click.option("--num-gpu-blocks-override", type=click.IntRange(2))
+@click.option("--tensor-parallel-size", type=click.IntRange(1), default=1, show_default=True)
+@click.option(
+    "--load-format",
+    type=click.Choice(["auto", "safetensors", "gguf", "dummy"]),
+    default="auto",
+)
+@click.option("--download-dir", help="Where the Hub's files are kept.")
+@click.option(
+    "--generation-config",
+    default="auto",
+    show_default=True,
+    help="Defaults of sampling: auto (the model's), vllm (neutral), or a folder.",
+)
+@click.option("--chat-template", help="A file with a Jinja template, or the template itself.")
+@click.option("--enable-prefix-caching/--no-enable-prefix-caching", default=True)
+@click.option("--enforce-eager/--no-enforce-eager", default=False)
+@click.option("--trust-remote-code/--no-trust-remote-code", default=False)
+@click.option("--seed", type=int, default=0, show_default=True)
+@click.option("--max-logprobs", type=click.IntRange(0), default=20, show_default=True)
+@click.option("--max-body-bytes", type=Size(), default=32 * MIB, help="Default: 32MiB.")
+@click.option(
+    "--shutdown-timeout",
+    type=click.FloatRange(0),
+    default=30.0,
+    show_default=True,
+    help="Seconds that running requests get after SIGTERM.",
+)
+@click.option(
+    "--step-timeout",
+    type=click.FloatRange(1),
+    default=300.0,
+    show_default=True,
+    help="Seconds after which a running step counts as a hang (/health).",
+)
+@click.option("--metrics-prefix", default="vllm:", show_default=True)
+@click.option(
+    "--uvicorn-log-level",
+    type=click.Choice(["critical", "error", "warning", "info", "debug", "trace"]),
+    default="warning",
+    show_default=True,
+    help="From info on, each request is a line.",
+)
+@click.option("--api-key", multiple=True, help="Accepted keys (also $OCTAVO_API_KEY).")
+def command(model_tag: str | None, model: str | None, **flags: Any) -> int:
+    """Returns the exit code; raises `StartupError` after having written the termination message."""
+    try:
+        return serve(model_tag or model, flags)
+    except StartupError as error:
+        write_termination(error.reason, str(error))
+        raise
+
+
+def serve(model: str | None, flags: dict[str, Any]) -> int:
+    """Serve until a signal or a failure."""
+    if not model:
+        raise InvalidSettings("name a model: octavo serve MODEL")
+    config = engine_config(model, flags)
+    settings = serve_settings(model, flags)
+    listener = listen(flags["host"], flags["port"])
+    logging.basicConfig(
+        level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(message)s"
+    )
+    for name in ("httpx", "httpcore", "huggingface_hub"):  # their every request is no news
+        logging.getLogger(name).setLevel(logging.WARNING)
+
+    async def run() -> int:
+        # Imported here, in sight of the open socket: FastAPI takes most of a second.
+        from octavo_server.api.run import Run
+
+        return await Run(config, settings, listener, flags["uvicorn_log_level"]).execute()
+
+    with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+        return runner.run(run())
+
+
+def engine_config(model: str, flags: dict[str, Any]) -> EngineConfig:
+    """The engine's part of the flags. Raises `InvalidSettings` for values outside their range."""
+    utilization = flags["gpu_memory_utilization"]
+    if not 0.05 <= utilization <= 0.98:
+        raise InvalidSettings(f"--gpu-memory-utilization must be 0.05 to 0.98, not {utilization}")
+    length = flags["max_model_len"]
+    if length is not None and length != -1 and length < 2:
+        raise InvalidSettings(f"--max-model-len must be -1 or at least 2, not {length}")
+    names = EngineConfig.__dataclass_fields__.keys() & flags.keys()
+    return EngineConfig(model=model, **{name: flags[name] for name in names})
+
+
+def serve_settings(model: str, flags: dict[str, Any]) -> ServeSettings:
+    """The HTTP side's part of the flags."""
+    names = [
+        name.strip()
+        for given in flags["served_model_name"]
+        for name in given.split(",")
+        if name.strip()
+    ]
+    keys = [key for key in (*flags["api_key"], os.environ.get("OCTAVO_API_KEY", "")) if key]
+    return ServeSettings(
+        served_model_names=tuple(names or [model]),
+        max_logprobs=flags["max_logprobs"],
+        max_body_bytes=flags["max_body_bytes"],
+        shutdown_timeout_seconds=flags["shutdown_timeout"],
+        step_limit_seconds=flags["step_timeout"],
+        metrics_prefix=flags["metrics_prefix"],
+        chat_template=_chat_template(flags["chat_template"]),
+        api_keys=tuple(keys),
+    )
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """An open, listening socket; `StartupError` with one clear sentence if there can be none."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((host, port))
+        listener.listen(_BACKLOG)
+    except OSError as error:
+        listener.close()
+        raise StartupError(
+            f"cannot listen on {host} port {port}: {os.strerror(error.errno or 0)}"
+        ) from error
+    listener.setblocking(False)
+    return listener
+
+
+def _chat_template(given: str | None) -> str | None:
+    if given is None or "{" in given:
+        return given
+    try:
+        return Path(given).read_text(encoding="utf-8")
+    except OSError as error:
+        raise InvalidSettings(f"--chat-template {given}: {error.strerror}") from error
+
+
+def _loop_factory() -> Any:
+    try:
+        import uvloop
+    except ImportError:
+        return None
+    return uvloop.new_event_loop

@@ -1,0 +1,253 @@
+"""What the handlers of one server share, and how a request is read and checked."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import msgspec
+import orjson
+from pydantic import BaseModel
+from starlette.requests import Request
+
+from octavo_server.api.errors import BodyTooLarge, ClientGone, Unavailable, UnknownModel
+from octavo_server.api.lifecycle import Lifecycle
+from octavo_server.api.metrics import Metrics
+from octavo_server.api.requests import LiveRequests
+from octavo_server.api.settings import ServeSettings
+from octavo_server.engine.messages import (
+    Failed,
+    FromEngine,
+    Heartbeat,
+    Outputs,
+    Progress,
+    Ready,
+    ToEngine,
+)
+from octavo_server.errors import EngineDead, InvalidRequest
+from octavo_server.sampling_params import SamplingParams
+from octavo_server.text.pieces import Pieces, pieces_of
+from octavo_server.text.prompt import TokenizerPool, apply_defaults
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+logger = logging.getLogger(__name__)
+Body = TypeVar("Body", bound=BaseModel)
+
+# Where a tokenizer's longest token is not known to bound a text's length.
+_OPAQUE_CHARACTERS_PER_TOKEN = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """What serving needs to know of the loaded model; its engine runs elsewhere."""
+
+    tokenizer: PreTrainedTokenizerBase
+    pool: TokenizerPool
+    pieces: Pieces
+    defaults: Any  # loading.describe.GenerationDefaults
+    eos_token_ids: list[int]
+    max_model_len: int
+    vocab_size: int
+    max_characters: int  # a longer text has more than max_model_len tokens, whatever it says
+
+
+class Service:
+    """One server's state. `send` and the messages given to `on_message` are the engine client's."""
+
+    def __init__(
+        self,
+        settings: ServeSettings,
+        *,
+        send: Callable[[ToEngine], None],
+        progress: Callable[[str], None] = lambda text: None,
+        on_failed: Callable[[Failed], None] = lambda failed: None,
+    ) -> None:
+        self.settings = settings
+        self.metrics = Metrics(settings.served_model_names[0], prefix=settings.metrics_prefix)
+        self.lifecycle = Lifecycle(step_limit_seconds=settings.step_limit_seconds)
+        self.requests = LiveRequests(send, self.metrics)
+        self.created = int(time.time())
+        self._progress = progress
+        self._on_failed = on_failed
+        self._model: Model | None = None
+        self._tokenizer: tuple[PreTrainedTokenizerBase, Any] | None = None
+        self._ready: Ready | None = None
+        self._unknown_fields: set[str] = set()
+
+    # From the loader and the engine.
+
+    def set_tokenizer(self, tokenizer: PreTrainedTokenizerBase, defaults: Any) -> None:
+        """The API process's half of loading; ready once the engine is, too."""
+        self._tokenizer = (tokenizer, defaults)
+        self._complete()
+
+    def set_cache_config(self, labels: dict[str, str]) -> None:
+        """Labels of cache_config_info that come from flags; the engine's figures are added."""
+        self.metrics.cache_config = labels
+
+    def on_message(self, message: FromEngine) -> None:
+        """Everything that the engine says."""
+        match message:
+            case Outputs():
+                self.requests.on_outputs(message)
+            case Heartbeat():
+                self.lifecycle.beat(message, time.monotonic())
+            case Progress():
+                self._progress(message.text)
+            case Ready():
+                self._ready = message
+                self._complete()
+            case Failed():
+                self.fail(message)
+
+    def fail(self, failed: Failed) -> None:
+        """End every request in flight, refuse all others; the process is about to exit."""
+        self.lifecycle.fail(failed.message)
+        self.requests.fail_all(EngineDead(f"the engine failed: {failed.message}"))
+        self.metrics.engine_gone()
+        self._on_failed(failed)
+
+    def _complete(self) -> None:
+        if self._tokenizer is None or self._ready is None:
+            return
+        tokenizer, defaults = self._tokenizer
+        pieces = pieces_of(tokenizer)
+        longest = max(map(len, tokenizer.get_vocab()), default=1)
+        per_token = _OPAQUE_CHARACTERS_PER_TOKEN if pieces.kind == "opaque" else longest
+        self._model = Model(
+            tokenizer=tokenizer,
+            pool=TokenizerPool(tokenizer),
+            pieces=pieces,
+            defaults=defaults,
+            eos_token_ids=list(getattr(defaults, "eos_token_ids", ())),
+            max_model_len=self._ready.max_model_len,
+            vocab_size=self._ready.vocab_size,
+            max_characters=per_token * self._ready.max_model_len,
+        )
+        self.metrics.set_context_length(self._ready.max_model_len)
+        if self.metrics.cache_config:
+            self.metrics.cache_config |= {
+                "block_size": str(self._ready.block_size),
+                "num_gpu_blocks": str(self._ready.num_blocks),
+                "cache_dtype": self._ready.dtype,
+            }
+        self.lifecycle.loaded(time.monotonic())
+
+    # For the handlers.
+
+    @property
+    def model(self) -> Model:
+        """The loaded model; `Unavailable` before."""
+        if self._model is None:
+            self.lifecycle.admit()
+            raise Unavailable("the model is still loading: try again soon")
+        return self._model
+
+    async def read(self, request: Request, kind: type[Body], *, defaults: bool = False) -> Body:
+        """The request's body as a `kind`. Raises `InvalidRequest`, `BodyTooLarge`, ValidationError.
+
+        With `defaults`, fields that the body left out get the model's.
+        """
+        raw = await read_body(request, self.settings.max_body_bytes)
+        try:
+            fields = orjson.loads(raw)
+        except orjson.JSONDecodeError as error:
+            raise InvalidRequest(f"the body is not valid JSON: {error}") from error
+        if not isinstance(fields, dict):
+            raise InvalidRequest("the body must be a JSON object")
+        if defaults:
+            fields = apply_defaults(fields, self.model.defaults)
+        body = kind.model_validate(fields)
+        self._log_unknown(body)
+        return body
+
+    def check_model_name(self, name: str | None) -> str:
+        """The name to answer with. None and every served name are right; else `UnknownModel`."""
+        names = self.settings.served_model_names
+        if name is not None and name not in names:
+            raise UnknownModel(f"the model {name!r} does not exist; this server has {names[0]!r}")
+        return name or names[0]
+
+    async def encode(self, text: str, param: str, *, add_special_tokens: bool) -> list[int]:
+        """Token ids of a prompt's text, refused before tokenising if it cannot fit."""
+        model = self.model
+        if len(text) > model.max_characters:
+            raise InvalidRequest(
+                f"this model's maximum context length is {model.max_model_len} tokens; a text of"
+                f" {len(text)} characters is longer than that",
+                param,
+                "context_length_exceeded",
+            )
+        return await model.pool.encode(text, add_special_tokens=add_special_tokens)
+
+    def check_prompt(self, token_ids: Sequence[int], param: str) -> None:
+        """Raise `InvalidRequest` unless the model can take this prompt and add a token."""
+        model = self.model
+        if not token_ids:
+            raise InvalidRequest("the prompt is empty: it must have at least one token", param)
+        if len(token_ids) > model.max_model_len - 1:
+            raise InvalidRequest(
+                f"this model's maximum context length is {model.max_model_len} tokens; the prompt"
+                f" has {len(token_ids)}, and at least one must be left for the answer",
+                param,
+                "context_length_exceeded",
+            )
+        if min(token_ids) < 0 or max(token_ids) >= model.vocab_size:
+            wrong = next(i for i in token_ids if not 0 <= i < model.vocab_size)
+            raise InvalidRequest(
+                f"the prompt holds the token id {wrong}; this model's ids are 0 to"
+                f" {model.vocab_size - 1}",
+                param,
+            )
+
+    def fit(self, params: SamplingParams, prompt_tokens: int) -> SamplingParams:
+        """A copy of valid parameters whose token limits fit behind this prompt."""
+        room = self.model.max_model_len - prompt_tokens
+        limit = room if params.max_tokens is None else min(params.max_tokens, room)
+        return msgspec.structs.replace(
+            params, max_tokens=limit, min_tokens=min(params.min_tokens, limit)
+        )
+
+    def _log_unknown(self, body: BaseModel) -> None:
+        new = set(body.model_extra or ()) - self._unknown_fields
+        # NOTE: bounded, as clients choose the names.
+        if new and len(self._unknown_fields) < 100:
+            self._unknown_fields |= new
+            logger.warning("ignored fields of requests, named once: %s", ", ".join(sorted(new)))
+
+
+async def read_body(request: Request, limit_bytes: int) -> bytes:
+    """The whole body; `BodyTooLarge` as soon as it is known to exceed the limit."""
+    declared = request.headers.get("content-length", "")
+    if declared.isdigit() and int(declared) > limit_bytes:
+        raise BodyTooLarge(f"the body has {declared} bytes; the limit is {limit_bytes}")
+    parts: list[bytes] = []
+    size = 0
+    while True:
+        message = await request.receive()
+        if message["type"] == "http.disconnect":
+            raise ClientGone("the client closed the connection")
+        part: bytes = message.get("body", b"")
+        size += len(part)
+        if size > limit_bytes:
+            raise BodyTooLarge(f"the body exceeds {limit_bytes} bytes")
+        parts.append(part)
+        if not message.get("more_body", False):
+            return b"".join(parts)
+
+
+def watch_disconnect(request: Request, on_gone: Callable[[], None]) -> asyncio.Task[None]:
+    """Calls `on_gone` when the client goes away; the body must be read. Cancel it when done."""
+
+    async def watch() -> None:
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
+        on_gone()
+
+    return asyncio.create_task(watch())

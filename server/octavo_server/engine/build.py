@@ -1,0 +1,151 @@
+"""From settings to an engine that has made its first step."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from octavo_kernels.ops import select_ops
+
+from octavo_server.config import EngineConfig
+from octavo_server.engine.block_pool import BlockPool
+from octavo_server.engine.core import EngineCore
+from octavo_server.engine.memory import cache_bytes
+from octavo_server.engine.messages import Add, Ready
+from octavo_server.engine.runner import Runner
+from octavo_server.engine.scheduler import Scheduler, SchedulerConfig
+from octavo_server.errors import EngineDead, InvalidSettings
+from octavo_server.loading.describe import read_model_config
+from octavo_server.loading.load import load_model
+from octavo_server.loading.source import resolve_source
+from octavo_server.memory_plan import plan_blocks
+from octavo_server.sampling_params import SamplingParams
+
+STEP_TOKENS = {"cuda": 8192, "cpu": 2048}
+"""Token budget while nobody decodes: large steps fill the device."""
+
+MIXED_TOKENS = {"cuda": 2048, "cpu": 256}
+"""Token budget while somebody decodes: their next token waits for the whole step."""
+
+
+def build_engine(config: EngineConfig, progress: Callable[[str], None]) -> EngineCore:
+    """Load the model, size the cache, run one token through. Raises `StartupError`s."""
+    device = choose_device(config)
+    if device.type == "cpu" and "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(usable_cpus())
+    source = resolve_source(config, progress)
+    model_config = read_model_config(source)
+    dtype_name = choose_dtype(config, model_config.dtype, device)
+    dtype: torch.dtype = getattr(torch, dtype_name)
+    ops = select_ops(device.type)
+    model = load_model(
+        source, model_config, config, ops=ops, device=device, dtype=dtype, progress=progress
+    )
+    step_tokens = config.max_num_batched_tokens or STEP_TOKENS[device.type]
+    max_num_seqs = min(config.max_num_seqs, step_tokens)
+    plan = plan_blocks(
+        model_config,
+        block_size=config.block_size,
+        dtype=dtype_name,
+        cache_bytes=cache_bytes(
+            config, model, device=device, dtype=dtype, max_step_tokens=step_tokens, progress=progress
+        ),
+        max_model_len=config.max_model_len,
+        num_blocks=config.num_gpu_blocks_override,
+    )
+    progress(
+        f"KV cache: {plan.num_blocks} blocks of {plan.block_size} tokens, "
+        f"{plan.cache_bytes / (1 << 30):.2f} GiB; {plan.cache_tokens} tokens, "
+        f"{plan.cache_tokens / plan.max_model_len:.1f} requests of {plan.max_model_len}"
+    )
+    runner = Runner(
+        model,
+        ops,
+        device=device,
+        dtype=dtype,
+        num_blocks=plan.num_blocks,
+        block_size=plan.block_size,
+        max_num_seqs=max_num_seqs,
+        max_model_len=plan.max_model_len,
+    )
+    scheduler = Scheduler(
+        SchedulerConfig(
+            max_model_len=plan.max_model_len,
+            max_num_seqs=max_num_seqs,
+            max_step_tokens=step_tokens,
+            max_mixed_tokens=max(max_num_seqs, min(step_tokens, MIXED_TOKENS[device.type])),
+            block_size=plan.block_size,
+        ),
+        BlockPool(plan.num_blocks, enable_caching=config.enable_prefix_caching),
+    )
+    core = EngineCore(
+        scheduler,
+        runner,
+        Ready(
+            max_model_len=plan.max_model_len,
+            vocab_size=model_config.vocab_size,
+            block_size=plan.block_size,
+            num_blocks=plan.num_blocks,
+            max_num_seqs=max_num_seqs,
+            dtype=dtype_name,
+            device=str(device),
+        ),
+    )
+    _first_step(core, progress)
+    return core
+
+
+def choose_device(config: EngineConfig) -> torch.device:
+    if config.tensor_parallel_size != 1:
+        raise InvalidSettings(
+            f"--tensor-parallel-size {config.tensor_parallel_size}: this version runs a model on one "
+            "device only; use 1"
+        )
+    if config.device == "cuda" and not torch.cuda.is_available():
+        raise InvalidSettings("--device cuda, but this machine has no usable GPU; use --device cpu")
+    if config.device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return torch.device(config.device)
+
+
+def choose_dtype(config: EngineConfig, checkpoint: str, device: torch.device) -> str:
+    """The checkpoint's dtype where the device computes in it natively, else one that it does."""
+    if config.dtype != "auto":
+        return config.dtype
+    if device.type == "cuda":
+        # Weights of 4 bytes halve the speed of decoding for nothing that sampling would notice.
+        return "bfloat16" if checkpoint == "float32" else checkpoint
+    if checkpoint != "float32" and torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        return "bfloat16"
+    return "float32"
+
+
+def usable_cpus() -> int:
+    """Cores this process may use: its affinity, cut by the container's CPU quota (cgroup v2).
+
+    A pod limited to 4 CPUs of a 128-core node would otherwise start 128 threads that throttle each other.
+    """
+    cpus = len(os.sched_getaffinity(0))
+    try:
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+    except (OSError, ValueError):
+        return cpus
+    if quota == "max":
+        return cpus
+    return max(1, min(cpus, int(quota) // int(period)))
+
+
+def _first_step(core: EngineCore, progress: Callable[[str], None]) -> None:
+    """Prove that the engine computes before anybody is told that it is ready; also compiles kernels."""
+    started = time.monotonic()
+    request = Add("first-step", [0], SamplingParams(max_tokens=2, temperature=0.0), started)
+    core.add(request)
+    while core.has_work:
+        report = core.step()
+        if report is not None and any(output.error for output in report.outputs):
+            raise EngineDead(f"the first step failed: {report.outputs[0].error}")
+    core.scheduler.take_stats()
+    progress(f"first step after {time.monotonic() - started:.1f} s")

@@ -1,0 +1,140 @@
+"""The API process's end of the engine: starts it, talks to it, notices its death."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import msgspec
+import zmq
+import zmq.asyncio
+
+from octavo_server.config import EngineConfig
+from octavo_server.engine.messages import Failed, FromEngine, Shutdown, ToEngine
+from octavo_server.engine.process import Settings
+
+_DRAIN_SECONDS = 0.2
+"""After the process ended: how long its last words, already sent, may take to be read."""
+
+
+class EngineClient:
+    """One engine process. `start` and all callbacks belong to the running event loop.
+
+    `on_message` gets every message in order: `Progress`es, then `Ready` or `Failed`, then the rest.
+    After `Failed` nothing follows. A process that dies without a word is reported as
+    `Failed("EngineFailed", ...)`.
+    """
+
+    def __init__(
+        self, config: EngineConfig, *, on_message: Callable[[FromEngine], None]
+    ) -> None:
+        self._config = config
+        self._on_message = on_message
+        self._folder = Path(tempfile.mkdtemp(prefix="octavo-"))
+        self._context = zmq.Context()
+        # NOTE: the connecting end of a pipe queues from the first message on, the binding end only once
+        # it has a peer. Senders therefore connect, receivers bind, and no send ever blocks.
+        self._requests = self._context.socket(zmq.PUSH)
+        self._requests.set_hwm(0)
+        self._requests.connect(self._address("requests"))
+        self._outputs = zmq.asyncio.Context.shadow(self._context).socket(zmq.PULL)
+        self._outputs.set_hwm(0)
+        self._outputs.bind(self._address("outputs"))
+        self._encoder = msgspec.msgpack.Encoder()
+        self._decoder: msgspec.msgpack.Decoder[FromEngine] = msgspec.msgpack.Decoder(FromEngine)
+        self._process: subprocess.Popen[bytes] | None = None
+        self._reader: asyncio.Task[None] | None = None
+        self._ended = asyncio.Event()
+        self._failed = False
+        self._stopping = False
+
+    @property
+    def alive(self) -> bool:
+        """Whether the process runs and did not report a failure."""
+        return self._process is not None and not self._failed and not self._ended.is_set()
+
+    @property
+    def pid(self) -> int | None:
+        return None if self._process is None else self._process.pid
+
+    @property
+    def exit_code(self) -> int | None:
+        """None while it runs; negative: minus the signal that ended it."""
+        return None if self._process is None else self._process.poll()
+
+    def start(self) -> None:
+        """Spawn the process; what it has to say arrives through `on_message`."""
+        settings = Settings(
+            self._config, self._address("requests"), self._address("outputs"), os.getpid()
+        )
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "octavo_server.engine.process"],
+            stdin=subprocess.PIPE,
+            # Its own group: Ctrl-C in a terminal reaches the API process only, which drains.
+            process_group=0,
+        )
+        assert self._process.stdin is not None
+        self._process.stdin.write(msgspec.json.encode(settings) + b"\n")
+        self._process.stdin.flush()
+        loop = asyncio.get_running_loop()
+        self._reader = loop.create_task(self._read(), name="engine-outputs")
+        threading.Thread(
+            target=self._wait, args=(self._process, loop), name="engine-wait", daemon=True
+        ).start()
+
+    def send(self, message: ToEngine) -> None:
+        """Queue a message; never blocks. Lost if the engine is dead, which `on_message` reports."""
+        if not self._requests.closed:
+            self._requests.send(self._encoder.encode(message), flags=zmq.NOBLOCK)
+
+    async def stop(self, timeout_seconds: float = 5.0) -> None:
+        """Ask it to leave, wait, then kill. What still ran there is dropped. Idempotent."""
+        self._stopping = True
+        if self._process is not None and not self._ended.is_set():
+            self.send(Shutdown())
+            try:
+                await asyncio.wait_for(self._ended.wait(), timeout_seconds)
+            except TimeoutError:
+                self._process.kill()
+                await self._ended.wait()
+        if self._reader is not None:
+            self._reader.cancel()
+        self._outputs.close(linger=0)
+        self._context.destroy(linger=0)
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+    def _address(self, name: str) -> str:
+        return f"ipc://{self._folder}/{name}"
+
+    async def _read(self) -> None:
+        while True:
+            self._deliver(self._decoder.decode(await self._outputs.recv()))
+
+    def _deliver(self, message: FromEngine) -> None:
+        if self._failed:
+            return
+        self._failed = isinstance(message, Failed)
+        self._on_message(message)
+
+    def _wait(self, process: subprocess.Popen[bytes], loop: asyncio.AbstractEventLoop) -> None:
+        process.wait()
+        if not loop.is_closed():
+            loop.call_soon_threadsafe(self._process_ended, loop)
+
+    def _process_ended(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._ended.set()
+        if not self._stopping:
+            loop.call_later(_DRAIN_SECONDS, self._report_death)
+
+    def _report_death(self) -> None:
+        code = self.exit_code or 0
+        how = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+        self._deliver(Failed("EngineFailed", f"the engine process ended by {how}"))

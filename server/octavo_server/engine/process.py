@@ -1,0 +1,132 @@
+"""The engine process: `python -m octavo_server.engine.process`, started by `engine.client`.
+
+Its settings come as one JSON line on standard input, which then stays open: end-of-file there means
+that the parent is gone, however it died, and ends this process too.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import logging
+import os
+import signal
+import sys
+import threading
+import time
+
+import msgspec
+import zmq
+
+from octavo_server.config import EngineConfig
+from octavo_server.engine.core import EngineCore
+from octavo_server.engine.messages import Failed, FromEngine, Heartbeat, Progress, Shutdown, ToEngine
+from octavo_server.errors import StartupError
+
+HEARTBEAT_SECONDS = 1.0
+
+_PR_SET_PDEATHSIG = 1
+
+logger = logging.getLogger(__name__)
+
+
+class Settings(msgspec.Struct):
+    """First line on standard input. Addresses are ZMQ's: receivers bind, senders connect."""
+
+    config: EngineConfig
+    requests_address: str
+    outputs_address: str
+    parent_pid: int
+
+
+def main() -> int:
+    settings = msgspec.json.decode(sys.stdin.buffer.readline(), type=Settings)
+    _die_with_parent(settings.parent_pid)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the API process's to handle: it drains.
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s engine %(levelname)s %(message)s")
+    context = zmq.Context()
+    outputs = Sender(context, settings.outputs_address)
+    try:
+        return _serve(context, settings, outputs)
+    except StartupError as error:
+        outputs.send(Failed(error.reason, str(error), error.exit_code))
+    except MemoryError:
+        outputs.send(Failed("OutOfMemory", "the machine ran out of memory"))
+    except Exception as error:
+        logger.exception("the engine failed")
+        outputs.send(Failed("EngineFailed", f"{type(error).__name__}: {error}"))
+    finally:
+        context.destroy(linger=2000)
+    return 1
+
+
+def _serve(context: zmq.Context[zmq.Socket[bytes]], settings: Settings, outputs: Sender) -> int:
+    requests = context.socket(zmq.PULL)
+    requests.set_hwm(0)
+    requests.bind(settings.requests_address)
+    # Imported here: torch takes seconds, and its failure is then reported like any other.
+    from octavo_server.engine.build import build_engine
+
+    core = build_engine(settings.config, lambda text: outputs.send(Progress(text)))
+    # What start-up made lives as long as the process; without this every full collection walks it.
+    gc.collect()
+    gc.freeze()
+    outputs.send(core.ready)
+    threading.Thread(
+        target=_beat, args=(core, context, settings.outputs_address), name="heartbeat", daemon=True
+    ).start()
+    decoder = msgspec.msgpack.Decoder(ToEngine)
+    while True:
+        # NOTE: blocks only when idle; with work at hand it takes what has come and goes on.
+        wait_ms = 0 if core.has_work else None
+        while requests.poll(wait_ms):
+            message = decoder.decode(requests.recv())
+            if isinstance(message, Shutdown):
+                return 0
+            core.handle(message)
+            wait_ms = 0
+        report = core.step()
+        if report is not None:
+            outputs.send(report)
+
+
+class Sender:
+    """One thread's way to the client; ZMQ sockets must not be shared between threads."""
+
+    def __init__(self, context: zmq.Context[zmq.Socket[bytes]], address: str) -> None:
+        self._socket = context.socket(zmq.PUSH)
+        self._socket.set_hwm(0)
+        self._socket.connect(address)
+        self._encoder = msgspec.msgpack.Encoder()
+
+    def send(self, message: FromEngine) -> None:
+        self._socket.send(self._encoder.encode(message))
+
+
+def _beat(
+    core: EngineCore, context: zmq.Context[zmq.Socket[bytes]], outputs_address: str
+) -> None:
+    sender = Sender(context, outputs_address)
+    while True:
+        sender.send(Heartbeat(time.monotonic(), core.has_work, core.steps_done, core.step_started))
+        time.sleep(HEARTBEAT_SECONDS)
+
+
+def _die_with_parent(parent_pid: int) -> None:
+    """No orphan may hold a GPU: the kernel's signal where there is one, end-of-file on stdin elsewhere."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != parent_pid:
+            os._exit(1)  # It died before the line above.
+    threading.Thread(target=_watch_stdin, name="parent-watch", daemon=True).start()
+
+
+def _watch_stdin() -> None:
+    # os.read, not the buffered reader: a thread that holds its lock would abort the interpreter's exit.
+    while os.read(0, 4096):
+        pass
+    os._exit(1)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

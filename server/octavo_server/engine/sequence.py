@@ -1,0 +1,81 @@
+"""One request inside the engine: its tokens, its pages, how far it is computed."""
+
+from __future__ import annotations
+
+from enum import Enum, auto
+
+from octavo_server.engine.block_pool import extend_hashes
+from octavo_server.engine.messages import Add, TokenLogprobs
+
+NO_ROW = -1
+
+
+class Status(Enum):
+    WAITING = auto()
+    RUNNING = auto()
+    FINISHED = auto()
+
+
+class Sequence:
+    """Tokens `[0, num_computed)` have their keys and values in `block_ids`; the rest are to be computed.
+
+    A preempted sequence keeps its tokens and computes them again: known tokens are replayed, never
+    sampled a second time.
+    """
+
+    __slots__ = (
+        "arrival",
+        "block_ids",
+        "cached_tokens",
+        "hashes",
+        "num_computed",
+        "num_prompt_tokens",
+        "num_published",
+        "params",
+        "prompt_logprobs",
+        "request_id",
+        "row",
+        "salt",
+        "scheduled",
+        "status",
+        "stop_ids",
+        "token_ids",
+    )
+
+    def __init__(self, request: Add) -> None:
+        self.request_id = request.request_id
+        self.params = request.params
+        self.stop_ids = request.params.stop_ids
+        self.arrival = request.arrival
+        self.salt = request.cache_salt
+        self.token_ids = list(request.prompt_token_ids)
+        self.num_prompt_tokens = len(self.token_ids)
+        self.num_computed = 0
+        self.block_ids: list[int] = []
+        self.hashes: list[bytes] = []
+        self.num_published = 0
+        self.row = NO_ROW
+        self.status = Status.WAITING
+        self.cached_tokens: int | None = None
+        self.scheduled: float | None = None
+        self.prompt_logprobs: list[TokenLogprobs | None] | None = (
+            None if request.params.prompt_logprobs is None else [None]
+        )
+
+    @property
+    def num_uncomputed(self) -> int:
+        return len(self.token_ids) - self.num_computed
+
+    @property
+    def num_output_tokens(self) -> int:
+        return len(self.token_ids) - self.num_prompt_tokens
+
+    @property
+    def wants_prompt_logprobs(self) -> bool:
+        """Whether prompt positions are still to be judged: they must be computed, not found in the cache."""
+        return self.prompt_logprobs is not None
+
+    def extend_hashes(self, block_size: int) -> list[bytes]:
+        """Keys of all full blocks of known tokens."""
+        extend_hashes(self.hashes, self.token_ids, block_size, self.salt)
+        return self.hashes

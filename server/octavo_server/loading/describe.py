@@ -1,0 +1,132 @@
+"""What a model says about itself: its config, and its defaults for generation. Torch-free."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from octavo_server.errors import CorruptModel, InvalidSettings
+from octavo_server.loading.gguf_config import gguf_model_config
+from octavo_server.loading.gguf_file import read_gguf
+from octavo_server.loading.source import ModelSource
+from octavo_server.model_config import ModelConfig, parse_config
+
+_NUMBERS = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty", "max_new_tokens")
+_GGUF_EOS = (
+    "tokenizer.ggml.eos_token_id",
+    "tokenizer.ggml.eot_token_id",
+    "tokenizer.ggml.eom_token_id",
+)
+_GGUF_NUMBERS = {
+    "temperature": "general.sampling.temp",
+    "top_p": "general.sampling.top_p",
+    "top_k": "general.sampling.top_k",
+    "min_p": "general.sampling.min_p",
+    "repetition_penalty": "general.sampling.penalty_repeat",
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GenerationDefaults:
+    """What a request gets where it says nothing; None: the API's own default."""
+
+    eos_token_ids: list[int] = field(default_factory=list)
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+    min_p: float | None = None
+    repetition_penalty: float | None = None
+    max_new_tokens: int | None = None
+
+
+def read_model_config(source: ModelSource) -> ModelConfig:
+    """Raises UnsupportedModel or CorruptModel."""
+    if source.kind == "gguf":
+        return gguf_model_config(read_gguf(source.path))
+    return parse_config(read_json(source.path / "config.json"))
+
+
+def read_generation_defaults(source: ModelSource, generation_config: str) -> GenerationDefaults:
+    """`generation_config`: "auto" (the model's own), "vllm" (neutral sampling), or a folder.
+
+    EOS ids are facts about the model, not taste: they are kept with "vllm" too, and come from
+    generation_config.json or else config.json, with the tokenizer's own added.
+    """
+    own = _from_gguf(source.path) if source.kind == "gguf" else _from_folder(source.path)
+    if generation_config == "auto":
+        return own
+    if generation_config == "vllm":
+        return GenerationDefaults(eos_token_ids=own.eos_token_ids)
+    folder = Path(generation_config).expanduser()
+    if not (folder / "generation_config.json").is_file():
+        raise InvalidSettings(
+            f"--generation-config {generation_config}: give auto, vllm or a folder that has a "
+            "generation_config.json"
+        )
+    given = read_json(folder / "generation_config.json")
+    return _defaults(given, _ids(given.get("eos_token_id")) or own.eos_token_ids)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object, or CorruptModel naming the file."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise CorruptModel(f"{path.parent} has no {path.name}") from None
+    except (ValueError, OSError) as error:
+        raise CorruptModel(f"{path} cannot be read as JSON ({error})") from error
+    if not isinstance(found, dict):
+        raise CorruptModel(f"{path} does not hold a JSON object")
+    return found
+
+
+def _from_folder(folder: Path) -> GenerationDefaults:
+    path = folder / "generation_config.json"
+    given = read_json(path) if path.is_file() else {}
+    ids = _ids(given.get("eos_token_id"))
+    config = folder / "config.json"
+    if not ids and config.is_file():
+        ids = _ids(read_json(config).get("eos_token_id"))
+    return _defaults(given, list(dict.fromkeys(ids + _tokenizer_eos(folder))))
+
+
+def _tokenizer_eos(folder: Path) -> list[int]:
+    path = folder / "tokenizer_config.json"
+    config = read_json(path) if path.is_file() else {}
+    token = config.get("eos_token")
+    text = token.get("content") if isinstance(token, Mapping) else token
+    added = config.get("added_tokens_decoder")
+    if not isinstance(text, str) or not isinstance(added, Mapping):
+        return []
+    return [int(number) for number, entry in added.items() if entry.get("content") == text]
+
+
+def _from_gguf(path: Path) -> GenerationDefaults:
+    metadata = read_gguf(path).metadata
+    ids = [int(metadata[key]) for key in _GGUF_EOS if metadata.get(key) is not None]
+    numbers = {name: metadata.get(key) for name, key in _GGUF_NUMBERS.items()}
+    return _defaults(numbers, list(dict.fromkeys(ids)))
+
+
+def _ids(value: Any) -> list[int]:
+    if value is None:
+        return []
+    ids = value if isinstance(value, list) else [value]
+    if any(isinstance(number, bool) or not isinstance(number, int) for number in ids):
+        raise CorruptModel(f"the model's config has eos_token_id {value!r}")
+    return ids
+
+
+def _defaults(given: Mapping[str, Any], eos_token_ids: list[int]) -> GenerationDefaults:
+    numbers: dict[str, Any] = {}
+    for name in _NUMBERS:
+        value = given.get(name)
+        if value is None:
+            continue
+        if isinstance(value, bool) or not isinstance(value, (int, float)):
+            raise CorruptModel(f"the model's generation config has {name} {value!r}, not a number")
+        numbers[name] = int(value) if name in ("top_k", "max_new_tokens") else float(value)
+    return GenerationDefaults(eos_token_ids=eos_token_ids, **numbers)

@@ -1,0 +1,161 @@
+"""Snapshots of Hub repositories, in huggingface_hub's cache (HF_HOME, HF_ENDPOINT, HF_TOKEN)."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from octavo_server.config import EngineConfig
+from octavo_server.errors import (
+    CorruptModel,
+    GatedModel,
+    HubUnreachable,
+    ModelNotFound,
+    StartupError,
+    UnsupportedModel,
+)
+from octavo_server.loading.safetensors import weight_files
+from octavo_server.model_config import parse_config
+
+_TEXTS = ["*.json", "*.jinja", "*.txt", "*.model", "tokenizer*", "*.tiktoken"]
+_WEIGHTS = ["*.safetensors"]
+# The same weights again for other frameworks; folders below the root are never the model's own.
+_LEFT_OUT = ["consolidated*", "adapter_*", "*/*"]
+_PROGRESS_SECONDS = 2.0
+
+
+def fetch_snapshot(config: EngineConfig, progress: Callable[[str], None]) -> Path:
+    """Download what is missing of `config.model` at `config.revision`; the snapshot's folder.
+
+    Small files come first, so that a model Octavo cannot serve is refused before its weights are
+    fetched. A connection that breaks is resumed; a start that fails keeps the files it completed.
+    Where the Hub does not answer, a complete snapshot in the cache serves.
+    """
+    folder = _download(config, _TEXTS, config.revision, progress)
+    if not (folder / "config.json").is_file():
+        raise UnsupportedModel(
+            f"{config.model} has no config.json on the Hub; of a GGUF repository, download a file "
+            "and give its path"
+        )
+    from octavo_server.loading.describe import read_json
+
+    parse_config(read_json(folder / "config.json"))
+    if config.load_format == "dummy":
+        return folder
+    started = time.monotonic()
+    _download(config, _WEIGHTS, folder.name, progress)
+    try:
+        weight_files(folder)
+    except CorruptModel:
+        raise UnsupportedModel(
+            f"{config.model} has no safetensors on the Hub; convert its weights "
+            "(model.save_pretrained of transformers does) and serve the folder"
+        ) from None
+    progress(
+        f"{config.model} at {folder.name[:12]}: files ready in {time.monotonic() - started:.1f} s"
+    )
+    return folder
+
+
+def _download(
+    config: EngineConfig, patterns: list[str], revision: str | None, progress: Callable[[str], None]
+) -> Path:
+    import httpx
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        folder = snapshot_download(
+            config.model,
+            revision=revision,
+            cache_dir=config.download_dir,
+            allow_patterns=patterns,
+            ignore_patterns=_LEFT_OUT,
+            tqdm_class=_progress_class(config.model, progress),
+            endpoint=os.environ.get("HF_ENDPOINT"),
+            local_files_only=_offline(),
+        )
+    except HFValidationError as error:
+        raise ModelNotFound(f"{config.model!r} is not a valid Hub id ({error})") from None
+    except (httpx.HTTPError, OSError) as error:
+        raise _explained(error, config) from error
+    return Path(folder)
+
+
+def _offline() -> bool:
+    return os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE")
+
+
+def _explained(error: BaseException, config: EngineConfig) -> StartupError:
+    """One sentence for whatever huggingface_hub raised; the HTTP answer is often a cause's."""
+    from huggingface_hub import get_token
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HfHubHTTPError,
+        LocalEntryNotFoundError,
+        RevisionNotFoundError,
+    )
+
+    model = config.model
+    if _offline():
+        return HubUnreachable(
+            f"{model} is not (completely) in the cache, and HF_HUB_OFFLINE forbids downloading"
+        )
+    answers = [cause for cause in _causes(error) if isinstance(cause, HfHubHTTPError)]
+    for answer in answers:
+        status = answer.response.status_code
+        if isinstance(answer, RevisionNotFoundError):
+            return ModelNotFound(f"{model} has no revision {config.revision or 'main'} on the Hub")
+        if isinstance(answer, GatedRepoError) or status == 403:
+            action = "ask for access on its page" if get_token() else "set HF_TOKEN"
+            return GatedModel(f"the Hub refuses access to {model}: it is gated; {action}")
+        if status == 401 and get_token():
+            return GatedModel(f"the Hub refuses access to {model}: HF_TOKEN is not valid for it")
+        if status in (401, 404):
+            # Without a token the Hub answers 401 for private and for missing repositories alike.
+            hint = "" if get_token() else " (if it is private, set HF_TOKEN)"
+            return ModelNotFound(f"the Hub has no model {model}{hint}")
+        return HubUnreachable(f"the Hub answered {status} for {model}; try again later")
+    if isinstance(error, OSError) and error.errno is not None and error.filename:
+        return StartupError(f"{model} cannot be stored in the cache: {error.strerror}")
+    endpoint = os.environ.get("HF_ENDPOINT") or "the Hub"
+    last = list(_causes(error))[-1]
+    cached = ", and it is not in the cache" if isinstance(error, LocalEntryNotFoundError) else ""
+    return HubUnreachable(f"{endpoint} cannot be reached to fetch {model}{cached} ({last})")
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def _progress_class(model: str, progress: Callable[[str], None]) -> type:
+    """A bar that prints a line now and then; huggingface_hub adds the bytes of all files to it."""
+    from tqdm.auto import tqdm
+
+    class Lines(tqdm):  # type: ignore[type-arg]
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            kwargs.pop("name", None)
+            self.counts_bytes = kwargs.get("unit") == "B"
+            self.done, self.told, self.lock = 0.0, time.monotonic(), threading.Lock()
+            kwargs["disable"] = True
+            super().__init__(*args, **kwargs)
+            self.total = kwargs.get("total")
+
+        def update(self, n: float | None = 1) -> None:
+            with self.lock:
+                self.done += n or 0
+                now = time.monotonic()
+                if not self.counts_bytes or now - self.told < _PROGRESS_SECONDS:
+                    return
+                self.told = now
+            progress(
+                f"downloading {model}: {self.done / 1e9:.2f} of {(self.total or 0) / 1e9:.2f} GB"
+            )
+
+    return Lines

@@ -1,0 +1,154 @@
+"""Fill a model's weights from its files, every core reading, with progress."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor, as_completed
+
+import torch
+
+from octavo_kernels.ops import Ops
+from octavo_server.config import EngineConfig
+from octavo_server.errors import CorruptModel, InvalidSettings, OutOfMemory
+from octavo_server.loading.checkpoint import StoredTensor
+from octavo_server.loading.dummy import fill_dummy
+from octavo_server.loading.gguf import stored_gguf_tensors
+from octavo_server.loading.gguf_file import read_gguf
+from octavo_server.loading.safetensors import stored_tensors
+from octavo_server.loading.source import ModelSource
+from octavo_server.memory_plan import weight_bytes
+from octavo_server.model_config import ModelConfig
+from octavo_server.models.causal_lm import CausalLM
+from octavo_server.models.registry import build_model
+
+_PROGRESS_SECONDS = 2.0
+# More threads than this do not read faster from any disk we know.
+_MAX_READERS = 8
+
+
+def load_model(
+    source: ModelSource,
+    model_config: ModelConfig,
+    engine_config: EngineConfig,
+    *,
+    ops: Ops,
+    device: torch.device,
+    dtype: torch.dtype,
+    progress: Callable[[str], None],
+) -> CausalLM:
+    """Build the model on `device` and fill it; ready for `forward`.
+
+    Raises CorruptModel (missing, unexpected or mis-shaped tensors), UnsupportedModel, OutOfMemory.
+    """
+    max_len = engine_config.max_model_len
+    try:
+        model = build_model(
+            model_config,
+            ops,
+            dtype,
+            device,
+            max_len=max_len if max_len is not None and max_len > 0 else None,
+        )
+        fill(model, source, engine_config, progress)
+        started = time.monotonic()
+        model.prepare()
+    except (torch.OutOfMemoryError, MemoryError) as error:
+        raise _out_of_memory(source, model_config, dtype, device) from error
+    except RuntimeError as error:
+        if "allocate memory" not in str(error):
+            raise
+        raise _out_of_memory(source, model_config, dtype, device) from error
+    progress(f"weights prepared in {time.monotonic() - started:.1f} s")
+    return model
+
+
+def fill(
+    model: CausalLM, source: ModelSource, config: EngineConfig, progress: Callable[[str], None]
+) -> None:
+    """Weights from `source`, or random ones for `--load-format dummy`."""
+    if config.load_format == "dummy":
+        started = time.monotonic()
+        fill_dummy(model, config.seed)
+        progress(f"dummy weights made in {time.monotonic() - started:.1f} s")
+        return
+    if config.load_format == "gguf" and source.kind != "gguf":
+        raise InvalidSettings(f"--load-format gguf, but {source.name} is not a .gguf file")
+    if config.load_format == "safetensors" and source.kind != "folder":
+        raise InvalidSettings(f"--load-format safetensors, but {source.name} is a .gguf file")
+    tensors = (
+        stored_gguf_tensors(read_gguf(source.path), model.config)
+        if source.kind == "gguf"
+        else stored_tensors(source.path)
+    )
+    fill_weights(model, tensors, source.name, progress)
+
+
+def fill_weights(
+    model: CausalLM, tensors: Iterable[StoredTensor], name: str, progress: Callable[[str], None]
+) -> None:
+    """Copy every stored tensor into its slot, converting to the slot's dtype.
+
+    Names and shapes are compared before the first byte is read.
+    """
+    pairs = _matched(model, tensors, name)
+    total = sum(tensor.stored_bytes for tensor, _ in pairs)
+    started = told = time.monotonic()
+    done = 0
+
+    def copy(tensor: StoredTensor, slot: torch.Tensor) -> int:
+        slot.copy_(tensor.read())
+        return tensor.stored_bytes
+
+    readers = min(_MAX_READERS, len(os.sched_getaffinity(0)))
+    with ThreadPoolExecutor(readers, thread_name_prefix="weights") as pool:
+        waiting = [pool.submit(copy, tensor, slot) for tensor, slot in pairs]
+        try:
+            for future in as_completed(waiting):
+                done += future.result()
+                now = time.monotonic()
+                if now - told >= _PROGRESS_SECONDS:
+                    told = now
+                    progress(f"loading weights: {done / 1e9:.2f} of {total / 1e9:.2f} GB")
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+    seconds = time.monotonic() - started
+    speed = total / 1e9 / max(seconds, 1e-9)
+    progress(f"weights: {total / 1e9:.2f} GB in {seconds:.1f} s ({speed:.2f} GB/s)")
+
+
+def _matched(
+    model: CausalLM, tensors: Iterable[StoredTensor], name: str
+) -> list[tuple[StoredTensor, torch.Tensor]]:
+    slots = model.slots()
+    pairs, unexpected = [], []
+    for tensor in tensors:
+        key = tensor.name.removeprefix(model.prefix)
+        slot = slots.pop(key, None)
+        if slot is None:
+            if not model.ignores(key):
+                unexpected.append(tensor.name)
+            continue
+        if tuple(slot.shape) != tensor.shape:
+            raise CorruptModel(
+                f"tensor {tensor.name} of {name} has shape {list(tensor.shape)}; "
+                f"the model's config asks for {list(slot.shape)}"
+            )
+        pairs.append((tensor, slot))
+    for found, what in ((sorted(slots), "lacks"), (unexpected, "has unexpected")):
+        if found:
+            more = f" and {len(found) - 1} more" if len(found) > 1 else ""
+            raise CorruptModel(f"{name} {what} tensor {found[0]}{more}")
+    return pairs
+
+
+def _out_of_memory(
+    source: ModelSource, config: ModelConfig, dtype: torch.dtype, device: torch.device
+) -> OutOfMemory:
+    name = str(dtype).removeprefix("torch.")
+    needed = weight_bytes(config, name) / 2**30
+    return OutOfMemory(
+        f"the weights of {source.name} take {needed:.2f} GiB in {name}, more than {device} has free"
+    )

@@ -1,0 +1,96 @@
+"""A folder's safetensors, in one file or several; the files stay mapped, nothing is copied here."""
+
+from __future__ import annotations
+
+import json
+import math
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from octavo_server.errors import CorruptModel, UnsupportedModel
+from octavo_server.loading.checkpoint import StoredTensor
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+INDEX = "model.safetensors.index.json"
+_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
+_LFS_POINTER = b"version https://git-lfs"
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The files that hold the model's weights, in the order of their names.
+
+    Raises UnsupportedModel for folders of pickles, CorruptModel where files are missing.
+    """
+    index = folder / INDEX
+    if index.is_file():
+        return _indexed_files(index)
+    single = folder / "model.safetensors"
+    if single.is_file():
+        return [single]
+    # consolidated*: the same weights again, in the names of another framework.
+    files = sorted(
+        path
+        for path in folder.glob("*.safetensors")
+        if not path.name.startswith(("consolidated", "adapter_"))
+    )
+    if files:
+        return files
+    pickles = sorted(path.name for path in folder.glob("*.bin")) + sorted(
+        path.name for path in folder.glob("*.pt*")
+    )
+    if pickles:
+        raise UnsupportedModel(
+            f"{folder} holds its weights as pickles ({pickles[0]}), which can run code when read; "
+            "convert them to safetensors (model.save_pretrained of transformers does)"
+        )
+    raise CorruptModel(f"{folder} has no *.safetensors files")
+
+
+def _indexed_files(index: Path) -> list[Path]:
+    try:
+        names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CorruptModel(f"{index} is not a safetensors index ({error})") from error
+    missing = [name for name in names if not (index.parent / name).is_file()]
+    if missing:
+        raise CorruptModel(
+            f"{index.parent} lacks {len(missing)} of {len(names)} weight files, {missing[0]} first"
+        )
+    return [index.parent / name for name in names]
+
+
+def stored_tensors(folder: Path) -> list[StoredTensor]:
+    """Every tensor of the folder's weight files."""
+    return [tensor for path in weight_files(folder) for tensor in _file_tensors(path)]
+
+
+def _file_tensors(path: Path) -> list[StoredTensor]:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        file = safe_open(path, framework="pt", device="cpu")
+    except (SafetensorError, OSError) as error:
+        with path.open("rb") as opened:
+            pointer = opened.read(len(_LFS_POINTER)) == _LFS_POINTER
+        if pointer:
+            raise CorruptModel(
+                f"{path} is a Git LFS pointer, not weights: run `git lfs pull` in its folder"
+            ) from None
+        raise CorruptModel(f"{path} is damaged or incomplete ({error})") from error
+    found = []
+    for name in file.keys():  # noqa: SIM118 (not a dict)
+        part = file.get_slice(name)
+        dtype, shape = part.get_dtype(), tuple(part.get_shape())
+        read = partial(_read, file, name, path, dtype)
+        found.append(StoredTensor(name, shape, _BYTES.get(dtype, 1) * math.prod(shape), read))
+    return found
+
+
+def _read(file: Any, name: str, path: Path, dtype: str) -> Tensor:
+    if dtype not in _BYTES:
+        raise UnsupportedModel(f"tensor {name} in {path} is of type {dtype}, not a plain float")
+    tensor: Tensor = file.get_tensor(name)
+    return tensor

@@ -1,0 +1,25 @@
+"""Which class serves a family."""
+
+from __future__ import annotations
+
+import torch
+
+from octavo_kernels.ops import Ops
+from octavo_server.model_config import ModelConfig
+from octavo_server.models.causal_lm import CausalLM
+from octavo_server.models.gpt2 import GPT2
+from octavo_server.models.llama import Llama
+
+_CLASSES: dict[str, type[GPT2] | type[Llama]] = {"gpt2": GPT2, "llama": Llama}
+
+
+def build_model(
+    config: ModelConfig,
+    ops: Ops,
+    dtype: torch.dtype,
+    device: torch.device,
+    *,
+    max_len: int | None = None,
+) -> CausalLM:
+    """The model with memory for its weights, which are not filled yet."""
+    return _CLASSES[config.family](config, ops, dtype, device, max_len=max_len)

@@ -1,0 +1,98 @@
+"""Fixtures of the cluster tests: one cluster a session, a fresh namespace a test.
+
+Under pytest-xdist all of them go to one worker (group "cluster"), so one control plane serves all.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.cluster.cluster import Cluster, what_is_missing
+from tests.cluster.kube_api import Client, path_of
+from tests.cluster.node_agent import Node
+
+HERE = Path(__file__).parent
+_numbers = itertools.count(1)
+
+
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if HERE in item.path.parents:
+            item.add_marker(pytest.mark.cluster)
+            item.add_marker(pytest.mark.xdist_group("cluster"))
+
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
+    """Remembers a failure, so that the cluster keeps its logs."""
+    outcome: Any = yield
+    if outcome.get_result().failed and "cluster" in getattr(item, "funcargs", {}):
+        item.funcargs["cluster"].failed = True  # type: ignore[attr-defined]
+
+
+@pytest.fixture(scope="session")
+def cluster(request: pytest.FixtureRequest) -> Iterator[Cluster]:
+    missing = what_is_missing()
+    if missing:
+        text = f"the cluster tests need {missing}"
+        if os.environ.get("OCTAVO_REQUIRE_CLUSTER") == "1":
+            pytest.fail(text)
+        pytest.skip(text)
+    capture = request.config.pluginmanager.getplugin("capturemanager")
+
+    def say(text: str) -> None:
+        with capture.global_and_fixture_disabled():
+            print(f"\n{text}", file=sys.stderr, flush=True)
+
+    running = Cluster(say)
+    yield running
+    if running.failed:
+        say(f"logs kept in {running.folder}")
+    running.stop()
+
+
+@pytest.fixture
+def client(cluster: Cluster) -> Client:
+    """The API as cluster-admin, in plain dicts."""
+    return cluster.client
+
+
+@pytest.fixture
+def kubectl(cluster: Cluster) -> Callable[..., Any]:
+    """`kubectl("get", "pods", stdin=None, check=True)` gives the completed process."""
+    return cluster.kubectl
+
+
+@pytest.fixture
+def namespace(cluster: Cluster) -> Iterator[str]:
+    """A fresh namespace with its default ServiceAccount; its deletion is not waited for."""
+    name = f"test-{next(_numbers)}"
+    cluster.client.create(path_of("v1", "Namespace"), {"metadata": {"name": name}})
+    yield name
+    for pod in cluster.client.list(path_of("v1", "Pod", name)):
+        path = path_of("v1", "Pod", name, pod["metadata"]["name"])
+        cluster.client.delete(path, gracePeriodSeconds=0)
+    cluster.client.delete(path_of("v1", "Namespace", name=name))
+
+
+@pytest.fixture
+def nodes(cluster: Cluster) -> Iterator[Callable[..., Node]]:
+    """`nodes(gpus=2, script=None, ...)` registers a Node (settings as in Node) for this test."""
+    made: list[Node] = []
+
+    def make(name: str = "", **settings: Any) -> Node:
+        node = cluster.add_node(name or f"node-{next(_numbers)}", **settings)
+        made.append(node)
+        return node
+
+    yield make
+    for node in made:
+        cluster.remove_node(node.name)

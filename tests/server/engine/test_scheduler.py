@@ -1,0 +1,155 @@
+from __future__ import annotations
+
+from octavo_server.engine.block_pool import BlockPool
+from octavo_server.engine.messages import Add, TokenOutput
+from octavo_server.engine.scheduler import Scheduler, SchedulerConfig
+from octavo_server.engine.step import Step
+from octavo_server.sampling_params import SamplingParams
+
+from tests.server.engine.recording_runner import RecordingRunner
+
+
+class Bench:
+    """A scheduler on a recording runner, and what came out of it."""
+
+    def __init__(self, *, blocks: int = 100, **config: int) -> None:
+        settings = {
+            "max_model_len": 64,
+            "max_num_seqs": 8,
+            "max_step_tokens": 64,
+            "max_mixed_tokens": 16,
+            "block_size": 4,
+        }
+        self.config = SchedulerConfig(**(settings | config))  # type: ignore[arg-type]
+        self.pool = BlockPool(blocks)
+        self.scheduler = Scheduler(self.config, self.pool, clock=lambda: 5.0)
+        self.runner = RecordingRunner(self.config)
+
+    def add(self, request_id: str, prompt: list[int], **params: object) -> None:
+        self.scheduler.add(
+            Add(request_id, prompt, SamplingParams(**({"ignore_eos": True} | params)), 0.0)  # type: ignore[arg-type]
+        )
+
+    def step(self) -> tuple[Step, list[TokenOutput]]:
+        step = self.scheduler.schedule()
+        assert step is not None
+        outputs = self.scheduler.update(step, self.runner.execute(step))
+        self.scheduler.check_integrity()
+        return step, outputs
+
+    def run(self) -> list[TokenOutput]:
+        outputs = []
+        while self.scheduler.has_work:
+            outputs += self.step()[1]
+        return outputs
+
+
+def test_prompts_are_computed_whole_while_nobody_decodes_and_in_chunks_beside_a_decode() -> None:
+    bench = Bench()
+    bench.add("a", [1] * 40)
+    step, _ = bench.step()
+    assert (step.counts, step.samples) == ([40], [True])
+    bench.add("b", [2] * 40)
+    step, outputs = bench.step()
+    assert (step.counts, step.samples) == ([1, 15], [True, False])
+    assert [output.request_id for output in outputs] == ["a"]
+    step, _ = bench.step()
+    assert step.starts == [41, 15]
+
+
+def test_first_come_first_served_within_the_rows_there_are() -> None:
+    bench = Bench(max_num_seqs=2)
+    for name in "abc":
+        bench.add(name, [1, 2, 3], max_tokens=2)
+    _, outputs = bench.step()
+    assert [output.request_id for output in outputs] == ["a", "b"]
+    _, outputs = bench.step()
+    assert [output.finish_reason for output in outputs] == ["length", "length"]
+    step, outputs = bench.step()
+    assert outputs[0].request_id == "c" and step.freed_rows
+
+
+def test_128_cold_requests_with_one_prefix_compute_it_once() -> None:
+    bench = Bench(max_num_seqs=128, max_step_tokens=512, blocks=400)
+    prefix = [3] * 40
+    for index in range(128):
+        bench.add(str(index), [*prefix, index, index], max_tokens=1)
+    bench.run()
+    assert bench.runner.computed_tokens == 128 * 2 + 40
+    stats = bench.scheduler.take_stats()
+    assert (stats.prefix_cache_queries, stats.prefix_cache_hits) == (128 * 42, 127 * 40)
+
+
+def test_a_cached_prompt_still_computes_its_last_token() -> None:
+    bench = Bench()
+    for name in "ab":
+        bench.add(name, [1] * 8, max_tokens=1)
+        (output,) = bench.run()
+    assert output.cached_tokens == 4
+    assert output.scheduled == 5.0
+
+
+def test_salts_do_not_share() -> None:
+    bench = Bench()
+    for name, salt in (("a", "x"), ("b", "y")):
+        bench.scheduler.add(Add(name, [1] * 9, SamplingParams(max_tokens=1), 0.0, salt))
+        (output,) = bench.run()
+        assert output.cached_tokens == 0
+
+
+def test_the_youngest_is_preempted_and_comes_back_before_later_arrivals() -> None:
+    bench = Bench(blocks=1 + 16, max_num_seqs=2)  # one request of max_model_len, or two of half
+    for name in "abc":
+        bench.add(name, [ord(name) % 7] * 24, max_tokens=30)
+    finished = [output.request_id for output in bench.run() if output.finish_reason]
+    assert finished == ["a", "b", "c"]
+    assert bench.scheduler.take_stats().preemptions >= 1
+
+
+def test_admission_waits_until_the_whole_prompt_fits() -> None:
+    bench = Bench(blocks=1 + 16)
+    bench.add("a", [1] * 30, max_tokens=10)
+    bench.add("b", [2] * 36, max_tokens=1)
+    step, _ = bench.step()
+    assert len(step.rows) == 1
+    assert [out.request_id for out in bench.run() if out.finish_reason] == ["a", "b"]
+    assert bench.scheduler.take_stats().preemptions == 0
+
+
+def test_count_slots_bound_the_rows_with_penalties() -> None:
+    bench = Bench(count_slots=1)
+    bench.add("a", [1, 2], max_tokens=3, presence_penalty=1.0)
+    bench.add("b", [1, 2], max_tokens=3, frequency_penalty=1.0)
+    bench.step()
+    assert bench.scheduler.take_stats().waiting == 1
+    assert [out.request_id for out in bench.run() if out.finish_reason] == ["a", "b"]
+
+
+def test_stop_ids_count_only_after_min_tokens() -> None:
+    every_id = list(range(7))
+    bench = Bench()
+    bench.add("a", [1, 2], max_tokens=9, stop_token_ids=every_id, min_tokens=4)
+    outputs = bench.run()
+    assert len(outputs) == 5
+    assert outputs[-1].finish_reason == "stop"
+    assert outputs[-1].stop_token_id == outputs[-1].token_ids[0]
+
+
+def test_a_request_ends_at_max_model_len() -> None:
+    bench = Bench()
+    bench.add("a", [1] * 60, max_tokens=None)
+    outputs = bench.run()
+    assert len(outputs) == 4 and outputs[-1].finish_reason == "length"
+
+
+def test_an_aborted_request_frees_its_pages_at_once_waiting_or_running() -> None:
+    bench = Bench(max_num_seqs=1)
+    bench.add("a", [1] * 20)
+    bench.add("b", [2] * 20)
+    bench.step()
+    assert bench.pool.usage > 0
+    bench.scheduler.abort(["a", "b", "never seen"])
+    assert bench.pool.usage == 0.0
+    assert not bench.scheduler.has_work
+    assert bench.scheduler.schedule() is None
+    bench.scheduler.check_integrity()

@@ -1,0 +1,68 @@
+"""Hand-made batches: what the engine's runner would pass to a model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from octavo_server.model_config import ModelConfig
+from octavo_server.models.causal_lm import Batch, CausalLM
+
+BLOCK_SIZE = 8
+
+
+@dataclass
+class Rows:
+    """Sequences that grow step by step; their pages are interleaved and full of NaN before use."""
+
+    model: CausalLM
+    count: int
+    dtype: torch.dtype = torch.float32
+    max_blocks: int = 32
+    lengths: list[int] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        config: ModelConfig = self.model.config
+        self.lengths = [0] * self.count
+        shape = (
+            1 + self.count * self.max_blocks, config.num_kv_heads, BLOCK_SIZE, config.head_size,
+        )  # fmt: skip
+        poison = float("nan")
+        self.caches = [
+            (
+                torch.full(shape, poison, dtype=self.dtype),
+                torch.full(shape, poison, dtype=self.dtype),
+            )
+            for _ in range(config.num_layers)
+        ]
+        # Block 0 is the null block; row r owns blocks 1 + r, 1 + r + count, ...
+        owned = torch.arange(self.count * self.max_blocks).view(self.max_blocks, self.count).T + 1
+        self.tables = owned.contiguous().to(torch.int32)
+
+    def step(self, chunks: list[list[int]]) -> list[Tensor]:
+        """Run each row's next tokens (none is legal); float32 logits `[tokens, vocab]` a row."""
+        ids, positions, slots, starts = [], [], [], [0]
+        for row, chunk in enumerate(chunks):
+            for token in chunk:
+                position = self.lengths[row]
+                block = int(self.tables[row, position // BLOCK_SIZE])
+                ids.append(token)
+                positions.append(position)
+                slots.append(block * BLOCK_SIZE + position % BLOCK_SIZE)
+                self.lengths[row] += 1
+            starts.append(len(ids))
+        batch = Batch(
+            slots=torch.tensor(slots),
+            block_tables=self.tables,
+            query_starts=torch.tensor(starts, dtype=torch.int32),
+            context_lens=torch.tensor(self.lengths, dtype=torch.int32),
+            max_query_len=max(len(chunk) for chunk in chunks),
+            max_context_len=max(self.lengths),
+            kv_caches=self.caches,
+        )
+        with torch.inference_mode():
+            hidden = self.model.forward(torch.tensor(ids), torch.tensor(positions), batch)
+            logits = self.model.logits(hidden)
+        return list(logits.split([len(chunk) for chunk in chunks]))
