@@ -5,6 +5,97 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from .language import TRITON_NAMES, Variant, jit, next_power_of_2, tl
+
+
+@jit
+def cache_write_kernel(
+    key,  # [tokens, kv_heads, HEAD_SIZE]
+    value,
+    key_cache,  # [blocks, kv_heads, BLOCK_SIZE, HEAD_SIZE], written
+    value_cache,
+    slots,  # int64 [tokens]; -1: skip
+    stride_kt: tl.int64,
+    stride_kh: tl.int64,
+    stride_vt: tl.int64,
+    stride_vh: tl.int64,
+    stride_kcb: tl.int64,
+    stride_kch: tl.int64,
+    stride_kcs: tl.int64,
+    stride_vcb: tl.int64,
+    stride_vch: tl.int64,
+    stride_vcs: tl.int64,
+    BLOCK_SIZE: tl.constexpr,
+    KV_HEADS: tl.constexpr,
+    HEAD_SIZE: tl.constexpr,
+    HEADS_PAD: tl.constexpr,
+    HEAD_PAD: tl.constexpr,
+):
+    """One token a program. int64 throughout: a cache has more than 2^31 elements."""
+    token = tl.program_id(0).to(tl.int64)
+    slot = tl.load(slots + token)
+    if slot < 0:
+        return
+    block = slot // BLOCK_SIZE
+    offset = slot % BLOCK_SIZE
+    heads = tl.arange(0, HEADS_PAD)[:, None].to(tl.int64)
+    dims = tl.arange(0, HEAD_PAD)[None, :]
+    mask = (heads < KV_HEADS) & (dims < HEAD_SIZE)
+    k = tl.load(key + token * stride_kt + heads * stride_kh + dims, mask=mask, other=0.0)
+    v = tl.load(value + token * stride_vt + heads * stride_vh + dims, mask=mask, other=0.0)
+    k_place = block * stride_kcb + heads * stride_kch + offset * stride_kcs + dims
+    v_place = block * stride_vcb + heads * stride_vch + offset * stride_vcs + dims
+    tl.store(key_cache + k_place, k, mask=mask)
+    tl.store(value_cache + v_place, v, mask=mask)
+
+
+def _constants(block_size: int, kv_heads: int, head_size: int) -> dict[str, int]:
+    return {
+        "BLOCK_SIZE": block_size,
+        "KV_HEADS": kv_heads,
+        "HEAD_SIZE": head_size,
+        "HEADS_PAD": next_power_of_2(kv_heads),
+        "HEAD_PAD": next_power_of_2(head_size),
+    }
+
+
+def cache_write_triton(
+    key: Tensor, value: Tensor, key_cache: Tensor, value_cache: Tensor, slots: Tensor
+) -> None:
+    tokens = slots.shape[0]
+    if tokens == 0:
+        return
+    _, kv_heads, block_size, head_size = key_cache.shape
+    assert key.stride(2) == value.stride(2) == key_cache.stride(3) == value_cache.stride(3) == 1
+    cache_write_kernel[(tokens,)](
+        key, value, key_cache, value_cache, slots, *key.stride()[:2], *value.stride()[:2],
+        *key_cache.stride()[:3], *value_cache.stride()[:3],
+        **_constants(block_size, kv_heads, head_size),
+    )  # fmt: skip
+
+
+def variants() -> list[Variant]:
+    pointers = ("key", "value", "key_cache", "value_cache")
+    strides = (
+        "stride_kt", "stride_kh", "stride_vt", "stride_vh", "stride_kcb", "stride_kch",
+        "stride_kcs", "stride_vcb", "stride_vch", "stride_vcs",
+    )  # fmt: skip
+    return [
+        Variant(
+            name=f"cache_write {dtype} kv_heads {kv_heads} head {head_size}",
+            kernel=cache_write_kernel,
+            signature={
+                **dict.fromkeys(pointers, f"*{dtype}"),
+                "slots": "*i64",
+                **dict.fromkeys(strides, "i64"),
+            },
+            constants=_constants(16, kv_heads, head_size),
+            divisible=(*pointers, "slots", *strides),
+        )
+        for dtype in TRITON_NAMES.values()
+        for kv_heads, head_size in ((3, 64), (8, 128), (16, 256), (5, 80))
+    ]
+
 
 def cache_write_torch(
     key: Tensor, value: Tensor, key_cache: Tensor, value_cache: Tensor, slots: Tensor

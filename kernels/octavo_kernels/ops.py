@@ -7,6 +7,7 @@ written here.
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
@@ -150,10 +151,8 @@ def select_ops(device: str) -> Ops:
 
     With TRITON_INTERPRET=1 and OCTAVO_OPS=triton the Triton table also runs on CPU tensors, slowly.
     """
-    import os
-
-    if device == "cuda" or os.environ.get("OCTAVO_OPS") == "triton":
-        raise NotImplementedError
+    if device == "cuda" or (device == "cpu" and os.environ.get("OCTAVO_OPS") == "triton"):
+        return _triton_ops(interpreted=device == "cpu")
     if device != "cpu":
         raise ValueError(f'no ops for device "{device}": choose "cuda" or "cpu"')
     return _torch_ops()
@@ -175,4 +174,27 @@ def _torch_ops() -> Ops:
         silu_mul=activation.silu_mul_torch,
         gelu=activation.gelu_torch,
         sample=sampling.sample_torch,
+    )
+
+
+def _triton_ops(*, interpreted: bool) -> Ops:
+    from . import activation, cache_write, language, layer_norm, linear, paged_attention
+    from . import rms_norm, rotary, sampling
+
+    if not language.HAS_TRITON:
+        raise RuntimeError("the Triton ops need the package triton, which is not installed")
+    if interpreted and not language.INTERPRETED:
+        raise RuntimeError("OCTAVO_OPS=triton on CPU needs TRITON_INTERPRET=1 set from the start")
+    return Ops(
+        name="triton",
+        prepare_linear=linear.prepare_linear_torch if interpreted else linear.prepare_linear_cuda,
+        linear=linear.linear_torch if interpreted else linear.linear_cuda,
+        paged_attention=paged_attention.paged_attention_triton,
+        cache_write=cache_write.cache_write_triton,
+        rms_norm=rms_norm.rms_norm_triton,
+        layer_norm=layer_norm.layer_norm_triton,
+        rotary=rotary.rotary_triton,
+        silu_mul=activation.silu_mul_triton,
+        gelu=activation.gelu_triton,
+        sample=sampling.sample_triton,
     )

@@ -13,9 +13,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from . import paged_decode
-from .language import TRITON_NAMES, Variant, cdiv, jit, next_power_of_2, tl
+from .language import Variant, jit, tl
 from .online_softmax import LOG2_E, attend, find_sequence
-from .tiles import choose_tiles
+from .tiles import attention_variants, choose_tiles
 
 # --------------------------------------------------------------------------------------------------
 # Triton
@@ -152,6 +152,15 @@ def paged_attention_triton(
             num_warps=tiles.warps, num_stages=tiles.stages,
         )  # fmt: skip
     return out
+
+
+def variants() -> list[Variant]:
+    return attention_variants(
+        "paged_attention",
+        paged_attention_kernel,
+        {"decode": 1, "prefill": 512},  # a mixed batch is compiled as prefill
+        {"out": "*{}"},
+    )
 
 
 # --------------------------------------------------------------------------------------------------

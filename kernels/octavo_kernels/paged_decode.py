@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .language import TRITON_NAMES, Variant, cdiv, jit, next_power_of_2, tl
+from .language import TRITON_NAMES, Variant, jit, next_power_of_2, tl
 from .online_softmax import attend, find_sequence
-from .tiles import Tiles, choose_tiles
+from .tiles import Tiles, attention_variants
 
 # Above this many query tokens per sequence the unified kernel has programs enough (vLLM's bound).
 MAX_QUERY_LEN = 8
@@ -204,3 +204,29 @@ def launch(
         out, acc, stats[0], stats[1], query_starts, seqs, *out.stride()[:2],
         HEAD_SIZE=head_size, HEAD_PAD=pad, SPLITS=splits, num_warps=2,
     )  # fmt: skip
+
+
+def variants() -> list[Variant]:
+    parts = {"part_acc": "*fp32", "part_max": "*fp32", "part_sum": "*fp32"}
+    found = attention_variants(
+        "paged_decode", paged_decode_kernel, {"split": 1}, parts, SPLITS=MAX_SPLITS
+    )
+    for dtype in TRITON_NAMES.values():
+        for head_size in (80, 256):
+            found.append(
+                Variant(
+                    name=f"join_parts {dtype} head {head_size}",
+                    kernel=join_parts_kernel,
+                    signature={
+                        "out": f"*{dtype}", **parts, "query_starts": "*i32", "seqs": "i32",
+                        "stride_ot": "i64", "stride_oh": "i64",
+                    },
+                    constants={
+                        "HEAD_SIZE": head_size, "HEAD_PAD": next_power_of_2(head_size),
+                        "SPLITS": MAX_SPLITS,
+                    },
+                    divisible=("out", *parts, "query_starts", "stride_ot", "stride_oh"),
+                    warps=2,
+                )
+            )  # fmt: skip
+    return found

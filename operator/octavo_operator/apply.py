@@ -82,4 +82,7 @@ def find_conflict(service: InferenceService, live: dict[str, Any]) -> str | None
     labels = metadata.get("labels") or {}
     if labels.get(names.SERVICE_LABEL) == service.name:
         return None
-    return f"a {what} exists that Octavo did not make; delete it or give this {names.KIND} another name"
+    return (
+        f"a {what} exists that Octavo did not make; delete it or give this {names.KIND} another "
+        "name"
+    )

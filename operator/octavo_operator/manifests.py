@@ -14,7 +14,7 @@ from octavo_operator.spec import InferenceService, InvalidSpec, parse
 
 
 class UnreadableManifest(ValueError):
-    """A file is missing, is not YAML, or holds an invalid InferenceService; the message names it."""
+    """A file is missing, is no YAML, or holds an invalid InferenceService; the message names it."""
 
 
 def read_documents(files: Iterable[str]) -> Iterator[tuple[str, dict[str, Any]]]:

@@ -268,8 +268,9 @@ def _check_rest(spec: Spec) -> None:
     template = spec.pod_template
     if names.SERVICE_LABEL in ((template.get("metadata") or {}).get("labels") or {}):
         raise InvalidSpec(
-            "spec.podTemplate.metadata.labels", f"{names.SERVICE_LABEL} is the label by which the
-            operator finds its pods; leave it out",
+            "spec.podTemplate.metadata.labels",
+            f"{names.SERVICE_LABEL} is the label by which the operator finds its pods; leave it "
+            "out",
         )
     if (template.get("spec") or {}).get("restartPolicy", "Always") != "Always":
         raise InvalidSpec(

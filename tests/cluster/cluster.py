@@ -103,8 +103,12 @@ class Cluster:
         self._run(self.agent.remove_node(name))
 
     def kubectl(
-        self, *arguments: str, stdin: str | None = None, check: bool = True,
-        kubeconfig: Path | None = None, timeout_seconds: float = 60,
+        self,
+        *arguments: str,
+        stdin: str | None = None,
+        check: bool = True,
+        kubeconfig: Path | None = None,
+        timeout_seconds: float = 60,
     ) -> subprocess.CompletedProcess[str]:
         """Raises AssertionError with stderr if it fails, unless `check` is False."""
         command = [kubectl_path(self.plane.assets), f"--kubeconfig={kubeconfig or self.kubeconfig}"]

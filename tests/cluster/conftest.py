@@ -17,6 +17,7 @@ import pytest
 from tests.cluster.cluster import Cluster, what_is_missing
 from tests.cluster.kube_api import Client, path_of
 from tests.cluster.node_agent import Node
+from tests.cluster.operator_process import Operator
 
 HERE = Path(__file__).parent
 _numbers = itertools.count(1)
@@ -96,3 +97,11 @@ def nodes(cluster: Cluster) -> Iterator[Callable[..., Node]]:
     yield make
     for node in made:
         cluster.remove_node(node.name)
+
+
+@pytest.fixture(scope="session")
+def operator(cluster: Cluster) -> Iterator[Operator]:
+    """The CRDs, and the operator with its ServiceAccount and exactly the chart's rights."""
+    running = Operator(cluster)
+    yield running
+    running.stop()

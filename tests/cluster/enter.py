@@ -1,11 +1,15 @@
 """Becomes a container's process: `ip netns exec NAME python -I -S enter.py SPEC ARGV...`.
 
 Runs as root in the pod's network namespace and a mount namespace of its own, standard library only.
-SPEC is a JSON file: {"scratch": folder, "pid_file": path, "mounts": [[path, source, read_only]],
-"user": id | null, "group": id | null, "cwd": path | null, "read_only_root": bool,
-"no_new_privileges": bool, "readable": [paths that the user must reach]}. The first caller gets this machine's files
-under a writable layer in memory (nothing it writes or mounts reaches the host) and leaves its pid;
-while it lives, later callers (exec probes, hooks) join it.
+The first caller gets this machine's files under a writable layer in memory (nothing that it writes or
+mounts reaches the host) and leaves its pid; while it lives, later callers (exec probes, hooks) join
+it. SPEC is a JSON file:
+  scratch            an empty folder to mount the container's files at
+  pid_file           where the first process leaves its pid
+  mounts             [[path, source, read_only], ...]; sources are folders or files of this machine
+  user, group, cwd   of the process, or null; groups: [supplementary ids]
+  readable           paths that a user other than root must be able to reach
+  read_only_root, no_new_privileges   as in a securityContext
 """
 
 from __future__ import annotations
@@ -18,6 +22,11 @@ import sys
 MS_RDONLY, MS_REMOUNT, MS_BIND, MS_REC, MS_PRIVATE = 1, 32, 4096, 16384, 1 << 18
 PR_SET_NO_NEW_PRIVS = 38
 CLONE_NEWNS = 0x00020000
+DEVICES = {"null", "zero", "full", "random", "urandom", "tty", "pts"}
+LINKS = {
+    "fd": "/proc/self/fd", "stdin": "/proc/self/fd/0", "stdout": "/proc/self/fd/1",
+    "stderr": "/proc/self/fd/2", "ptmx": "pts/ptmx",
+}  # fmt: skip
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -57,6 +66,42 @@ def submounts() -> list[str]:
     return outer
 
 
+def show(point: str, target: str, layer: str) -> None:
+    """Another file system of this machine, under a layer of its own, or read-only as it is."""
+    try:
+        if os.path.isdir(point):
+            upper, work = layer + "-upper", layer + "-work"
+            os.mkdir(upper)
+            os.mkdir(work)
+            try:
+                data = f"lowerdir={point},upperdir={upper},workdir={work}"
+                mount("octavo", target, "overlay", 0, data)
+                return
+            except OSError:
+                pass  # not every kind can lie under another
+        mount(point, target, None, MS_BIND | MS_REC)
+        mount(None, target, None, MS_BIND | MS_REMOUNT | MS_RDONLY)
+    except OSError:
+        pass  # a container need not see what cannot be shown
+
+
+def make_devices(folder: str) -> None:
+    """A /dev of its own with this machine's harmless devices and its GPUs."""
+    names = [name for name in os.listdir("/dev") if name in DEVICES or name.startswith("nvidia")]
+    mount("octavo", folder, "tmpfs", 0, "mode=0755")
+    for name in names:
+        target = os.path.join(folder, name)
+        if os.path.isdir(f"/dev/{name}"):
+            os.mkdir(target)
+        else:
+            os.close(os.open(target, os.O_CREAT | os.O_WRONLY, 0o666))
+        mount(f"/dev/{name}", target, None, MS_BIND | MS_REC)
+    for name, target in LINKS.items():
+        os.symlink(target, os.path.join(folder, name))
+    os.mkdir(folder + "/shm")
+    mount("octavo", folder + "/shm", "tmpfs", 0, "mode=1777")
+
+
 def make_root(scratch: str) -> str:
     """This machine's file tree under a layer in memory; returns its path."""
     mount(None, "/", None, MS_REC | MS_PRIVATE)
@@ -66,13 +111,12 @@ def make_root(scratch: str) -> str:
     for folder in (upper, work, root):
         os.mkdir(folder)
     mount("octavo", root, "overlay", 0, f"lowerdir=/,upperdir={upper},workdir={work}")
-    for point in points:
-        try:
+    for number, point in enumerate(points):
+        if point in ("/proc", "/sys"):
             mount(point, root + point, None, MS_BIND | MS_REC)
-        except OSError:
-            if point in ("/proc", "/dev", "/sys"):
-                raise
-    mount("octavo", root + "/dev/shm", "tmpfs", 0, "mode=1777")
+        elif point != "/dev":
+            show(point, root + point, os.path.join(scratch, f"layer-{number}"))
+    make_devices(root + "/dev")
     return root
 
 
@@ -114,8 +158,9 @@ def main() -> None:
         os.write(pid_file, str(os.getpid()).encode())
         os.close(pid_file)
     os.chdir(spec["cwd"] or "/")
+    if spec["group"] is not None or spec["groups"]:
+        os.setgroups(spec["groups"])
     if spec["group"] is not None:
-        os.setgroups([])
         os.setgid(spec["group"])
     if spec["user"] is not None:
         os.setuid(spec["user"])

@@ -48,7 +48,8 @@ class EventRecorder:
         before = self._written.get(event)
         if before is not None:
             before["count"] += 1
-            path = path_of("v1", "Event", before["metadata"]["namespace"], before["metadata"]["name"])
+            there = before["metadata"]
+            path = path_of("v1", "Event", there["namespace"], there["name"])
             await self._api.patch(path, {"count": before["count"], "lastTimestamp": now})
             return
         namespace = meta.get("namespace") or "default"

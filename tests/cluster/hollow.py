@@ -113,12 +113,12 @@ class HollowRunner:
             container.ready = behaviour.ready_after == 0 and behaviour.exits_after != 0
         self._changed()
         ready, exits = behaviour.ready_after, behaviour.exits_after
-        if ready and (exits is None or ready < exits):
-            if not await self._pause(ready):
-                for container in self._state.containers:
-                    container.ready = True
-                self._changed()
-                exits = None if exits is None else exits - ready
+        becomes_ready = ready and (exits is None or ready < exits)
+        if becomes_ready and not await self._pause(ready):
+            for container in self._state.containers:
+                container.ready = True
+            self._changed()
+            exits = None if exits is None or ready is None else exits - ready
         if await self._pause(exits):
             await asyncio.sleep(behaviour.stop_after)
             self._end(started, 0, "", "")

@@ -37,7 +37,7 @@ def find_image(images: Mapping[str, Image], reference: str) -> Image | None:
 
 
 def default_images(folder: Path) -> dict[str, Image]:
-    """`python` (this interpreter) and `octavo` (this checkout, the demo model in /models).
+    """`python` (this interpreter); `octavo` and `octavo-server`: this checkout, its models in /models.
 
     Writes the `octavo` command into `folder`, since a checkout need not be installed.
     """
@@ -50,17 +50,19 @@ def default_images(folder: Path) -> dict[str, Image]:
     python_folder = Path(sys.executable).parent
     environment = {"HOME": "/root", "LANG": "C.UTF-8"}
     models = ROOT / ".cache" / "models"
+    octavo = Image(
+        environment={
+            **environment,
+            "PATH": f"{binaries}:{python_folder}:{HOST_PATH}",
+            "PYTHONPATH": sources,
+            # Two pods and the control plane share a small machine.
+            "OMP_NUM_THREADS": "1",
+        },
+        folders={"/models": models} if models.is_dir() else {},
+        entrypoint=("octavo",),
+    )
     return {
+        "octavo": octavo,
+        "octavo-server": octavo,
         "python": Image(environment={**environment, "PATH": f"{python_folder}:{HOST_PATH}"}),
-        "octavo": Image(
-            environment={
-                **environment,
-                "PATH": f"{binaries}:{python_folder}:{HOST_PATH}",
-                "PYTHONPATH": sources,
-                # Two pods and the control plane share a small machine.
-                "OMP_NUM_THREADS": "1",
-            },
-            folders={"/models": models} if models.is_dir() else {},
-            entrypoint=("octavo",),
-        ),
     }

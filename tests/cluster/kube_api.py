@@ -44,7 +44,7 @@ class ApiError(Exception):
 def path_of(
     api_version: str, kind: str, namespace: str | None = None, name: str | None = None
 ) -> str:
-    """`path_of("apps/v1", "Deployment", "ns", "x")` is /apis/apps/v1/namespaces/ns/deployments/x."""
+    """As `path_of("apps/v1", "Deployment", "a", "b")`: /apis/apps/v1/namespaces/a/deployments/b."""
     root = f"/apis/{api_version}" if "/" in api_version else f"/api/{api_version}"
     scope = f"/namespaces/{namespace}" if namespace else ""
     return f"{root}{scope}/{PLURALS[kind]}" + (f"/{name}" if name else "")
@@ -220,9 +220,7 @@ class Client:
     def patch(self, path: str, body: Object, content_type: str = MERGE) -> Object:
         return self._run(self._api.patch(path, body, content_type))
 
-    def apply(
-        self, manifest: Object, field_manager: str = "test", *, force: bool = True
-    ) -> Object:
+    def apply(self, manifest: Object, field_manager: str = "test", *, force: bool = True) -> Object:
         return self._run(self._api.apply(manifest, field_manager, force=force))
 
     def delete(self, path: str, **options: Any) -> Object | None:

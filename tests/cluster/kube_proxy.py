@@ -133,7 +133,7 @@ def _unpack_nft(folder: Path) -> None:
         (partial / "bin").mkdir()
         wrapper = partial / "bin" / "nft"
         wrapper.write_text(
-            f"#!/bin/sh\nLD_LIBRARY_PATH={library_path} exec {folder}/root/usr/sbin/nft" ' "$@"\n'
+            f'#!/bin/sh\nLD_LIBRARY_PATH={library_path} exec {folder}/root/usr/sbin/nft "$@"\n'
         )
         wrapper.chmod(0o755)
         partial.chmod(0o755)

@@ -84,7 +84,7 @@ class PodNetwork:
         mac = "0a:58:" + ":".join(f"{int(part):02x}" for part in pod.ip.split("."))
         _batch(
             f"link add {pod.link} type veth peer name eth0 address {mac} netns {pod.namespace}",
-                f"link set {pod.link} master {self._session.bridge} up",
+            f"link set {pod.link} master {self._session.bridge} up",
         )
         _batch(
             "link set lo up",

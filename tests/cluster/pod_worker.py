@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Protocol
 
 import aiohttp
+
 from octavo_operator.local.pod import PodRunner
 from octavo_operator.local.resolver import Resolver
 from octavo_operator.local.sandbox import Sandbox
@@ -23,7 +24,7 @@ log = logging.getLogger(__name__)
 PULL_RETRY_SECONDS = 1.0
 HONOURED_SECURITY = {
     "runAsUser", "runAsGroup", "runAsNonRoot", "readOnlyRootFilesystem",
-    "allowPrivilegeEscalation", "privileged", "fsGroup",
+    "allowPrivilegeEscalation", "fsGroup", "fsGroupChangePolicy", "supplementalGroups",
 }  # fmt: skip
 
 
@@ -185,16 +186,15 @@ class PodWorker:
         return result
 
     def _prepared(self) -> Object:
-        """The pod with its images' entry points where it names no command; tells what is not done."""
+        """The pod with its images' entry points where it names no command."""
         pod = copy.deepcopy(self.pod)
         for container in [*(pod["spec"].get("initContainers") or ()), *pod["spec"]["containers"]]:
             image = find_image(self._images or {}, container["image"])
             if image is not None and not container.get("command") and image.entrypoint:
                 container["command"] = list(image.entrypoint)
-            ignored = sorted((container.get("securityContext") or {}).keys() - HONOURED_SECURITY)
-            if ignored and self._images is not None:
-                text = f"securityContext of {container['name']}: {', '.join(ignored)} not applied"
-                self.events.record("Normal", "NotApplied", text)
+        if self._images is not None and (ignored := _ignored_security(pod)):
+            text = f"securityContext: {', '.join(ignored)} not applied on this test node"
+            self.events.record("Normal", "NotApplied", text)
         return pod
 
     async def _write_statuses(self) -> None:
@@ -276,6 +276,18 @@ def make_pod_runner(
 
 def path_of_pod(pod: Object) -> str:
     return path_of("v1", "Pod", pod["metadata"]["namespace"], pod["metadata"]["name"])
+
+
+def _ignored_security(pod: Object) -> list[str]:
+    """What a securityContext asks for and this node does not do; dropped capabilities a user
+    other than root has not got anyway."""
+    spec = pod["spec"]
+    contexts = [spec.get("securityContext") or {}]
+    contexts += [container.get("securityContext") or {} for container in spec["containers"]]
+    asked = {key for context in contexts for key, value in context.items() if value}
+    if "runAsUser" in asked and not any((c.get("capabilities") or {}).get("add") for c in contexts):
+        asked.discard("capabilities")
+    return sorted(asked - HONOURED_SECURITY)
 
 
 def _deletion_grace(pod: Object) -> float | None:

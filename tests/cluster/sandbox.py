@@ -49,12 +49,16 @@ class NamespaceSandbox(Sandbox):
         own = [[mount.path, str(mount.source), mount.read_only] for mount in mounts]
         user, group = _identity(pod, container)
         context = container.get("securityContext") or {}
+        groups = _groups(pod)
+        if mounts and not (folder / "pid").exists():
+            _share(mounts, groups)
         spec = {
             "scratch": str(scratch),
             "pid_file": str(folder / "pid"),
             "mounts": content + own,
             "user": user,
             "group": group,
+            "groups": groups,
             "cwd": container.get("workingDir"),
             "read_only_root": bool(context.get("readOnlyRootFilesystem")),
             "no_new_privileges": context.get("allowPrivilegeEscalation") is False,
@@ -74,6 +78,24 @@ class NamespaceSandbox(Sandbox):
         if address is not None:
             await self._network.remove(address)
         shutil.rmtree(self._folder / pod_key(pod), ignore_errors=True)
+
+
+def _groups(pod: Manifest) -> list[int]:
+    context = pod["spec"].get("securityContext") or {}
+    own = [context["fsGroup"]] if context.get("fsGroup") is not None else []
+    return [*own, *(context.get("supplementalGroups") or ())]
+
+
+def _share(mounts: Sequence[Mount], groups: list[int]) -> None:
+    """As a kubelet does: any user may leave a message, and fsGroup owns the volumes' content."""
+    mounts[-1].source.chmod(0o666)
+    if not groups:
+        return
+    for mount in mounts[:-1]:
+        for folder, _, files in os.walk(mount.source):
+            for path in (folder, *(os.path.join(folder, name) for name in files)):
+                os.chown(path, -1, groups[0])
+                os.chmod(path, os.stat(path).st_mode | (0o070 if path == folder else 0o040))
 
 
 def _identity(pod: Manifest, container: Manifest) -> tuple[int | None, int | None]:

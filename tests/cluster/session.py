@@ -49,7 +49,7 @@ class Session:
             self._write()
 
     def note_kube_proxy(self, nft: Path) -> None:
-        """Remembers that the host's nftables hold kube-proxy's tables, for a sweep after a crash."""
+        """Remembers, for a sweep after a crash, that the host has kube-proxy's nftables."""
         self._record["kube_proxy"] = str(nft)
         self._write()
 

@@ -21,9 +21,7 @@ def scripted(pod: Object) -> Behaviour:
     }[pod["metadata"]["name"]]
 
 
-def test_scripted_failures(
-    client: Client, namespace: str, nodes: Callable[..., Node]
-) -> None:
+def test_scripted_failures(client: Client, namespace: str, nodes: Callable[..., Node]) -> None:
     node = nodes(script=scripted, gpus=8, backoff_seconds=0.2)
 
     def make(name: str) -> None:
@@ -72,9 +70,7 @@ def test_a_removed_node_takes_its_pods_along(
     wait_for("the pod goes with its node", lambda: client.find(path) is None)
 
 
-def test_two_hundred_pods(
-    client: Client, namespace: str, nodes: Callable[..., Node]
-) -> None:
+def test_two_hundred_pods(client: Client, namespace: str, nodes: Callable[..., Node]) -> None:
     """The control plane and the agent carry what scale tests need; a figure, not a limit."""
     for index in range(4):
         nodes(f"many-{index}", script=steady, gpus=64)
@@ -98,7 +94,7 @@ def test_two_hundred_pods(
     path = path_of("apps/v1", "Deployment", namespace, "many")
 
     def ready() -> bool:
-        return client.get(path).get("status", {}).get("readyReplicas") == 200
+        return bool(client.get(path).get("status", {}).get("readyReplicas") == 200)
 
     wait_for("200 are ready", ready, 60, lambda: client.get(path).get("status"))
     print(f"200 hollow pods ready in {time.monotonic() - began:.1f} s")

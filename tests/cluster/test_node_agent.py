@@ -168,9 +168,7 @@ def test_probes_gate_ready_and_endpoints(
         assert read(other, f"/fetch/{address}:{port}/ready") == "yes"
 
 
-def test_environment_and_volumes(
-    client: Client, start: Callable[..., str], namespace: str
-) -> None:
+def test_environment_and_volumes(client: Client, start: Callable[..., str], namespace: str) -> None:
     secret = {"metadata": {"name": "s"}, "stringData": {"token": "hush", "other": "o"}}
     client.create(path_of("v1", "Secret", namespace), secret)
     config = {"metadata": {"name": "c"}, "data": {"colour": "blue"}}
@@ -181,7 +179,7 @@ def test_environment_and_volumes(
         {"name": "IP", "valueFrom": {"fieldRef": {"fieldPath": "status.podIP"}}},
         {"name": "TOKEN", "valueFrom": {"secretKeyRef": {"name": "s", "key": "token"}}},
     ]
-    container = {
+    container: Object = {
         "env": [*env[1:], env[0]],
         "envFrom": [{"configMapRef": {"name": "c"}, "prefix": "X_"}],
         "volumeMounts": [
@@ -324,9 +322,7 @@ def test_unknown_image_waits_and_is_taken_once_it_is_there(
         del cluster.images["odd"]
 
 
-def test_gpus_decide_the_node(
-    client: Client, namespace: str, nodes: Callable[..., Node]
-) -> None:
+def test_gpus_decide_the_node(client: Client, namespace: str, nodes: Callable[..., Node]) -> None:
     """The real scheduler on real processes: one node has GPUs, and not enough for everybody."""
     nodes("without-gpus")
     nodes("with-gpus", gpus=2)

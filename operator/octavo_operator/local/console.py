@@ -81,11 +81,14 @@ class Console:
         self._shown: dict[str, tuple[str, int]] = {}
         self._last_event: dict[str, tuple[str, str]] = {}
         self._were_ready: set[str] = set()
+        self._stopping = False
         self._row("POD", "STATUS", "RESTARTS", "SECONDS", "URL")
 
     def status(self, name: str, status: Manifest, url: str) -> None:
         """A row if the word or the number of restarts changed."""
         word = state_word(status)
+        if word == "NotReady" and name not in self._were_ready:
+            word = "Loading"  # started, and about to pass its readiness probe
         restarts = sum(int(container["restartCount"]) for container in status["containerStatuses"])
         if self._shown.get(name) == (word, restarts):
             return
@@ -96,11 +99,11 @@ class Console:
         self._row(name, word, str(restarts), f"{self._seconds():.1f}", url if ready else "")
 
     def event(self, name: str, reason: str, message: str) -> None:
-        """Failing probes of a pod that was never ready are no news: it is loading."""
+        """Failing probes are no news of a pod that was never ready, or that is being stopped."""
         key = (reason, message)
-        loading = reason == "Unhealthy" and name not in self._were_ready
+        expected = reason == "Unhealthy" and (self._stopping or name not in self._were_ready)
         told_by_rows = reason == "Started" or message.startswith("Stopping")
-        if told_by_rows or loading or self._last_event.get(name) == key:
+        if told_by_rows or expected or self._last_event.get(name) == key:
             return
         self._last_event[name] = key
         self._write(f"{name:{self._width}}  event: {reason}: {message}")
@@ -108,8 +111,9 @@ class Console:
     def log(self, name: str, line: str) -> None:
         self._write(f"{name:{self._width}} | {line}")
 
-    def line(self, text: str) -> None:
-        self._write(text)
+    def stopping(self) -> None:
+        self._stopping = True
+        self._write("stopping once running requests have ended; Ctrl-C again kills")
 
     def _seconds(self) -> float:
         return time.monotonic() - self._began

@@ -89,7 +89,7 @@ class ContainerRunner:
         while not self._closing.is_set():
             try:
                 ended = await self._run_once()
-            except MissingReference as error:
+            except (MissingReference, ValueError) as error:  # ValueError: not text, not a quantity
                 self._wait("CreateContainerConfigError", str(error))
                 self._around.event("Warning", "Failed", f"Error: {error}")
                 await self._pause(self._around.retry_seconds)
@@ -102,7 +102,8 @@ class ContainerRunner:
                 break
             delay = backoff.next_delay_seconds(ended.finished_at - ended.started_at)
             await self._back_off(ended, delay)
-            self.state.restarts += 1
+            if not self._closing.is_set():
+                self.state.restarts += 1
         return self._over()
 
     async def _back_off(self, ended: Ended, delay_seconds: float) -> None:
@@ -218,11 +219,14 @@ class ContainerRunner:
             ending = asyncio.create_task(process.wait())
             try:
                 await asyncio.wait({running, ending}, return_when=asyncio.FIRST_COMPLETED)
-                if running.done() and (failure := running.result()) is not None:
-                    around.event("Warning", "FailedPreStopHook", f"PreStopHook failed: {failure}")
+                failure = running.result() if running.done() else None
+            except Exception as error:  # a broken hook must not keep the process alive
+                failure = f"{type(error).__name__}: {error}"
             finally:
                 running.cancel()
                 ending.cancel()
+            if failure is not None:
+                around.event("Warning", "FailedPreStopHook", f"PreStopHook failed: {failure}")
             rest_seconds = max(deadline - time.monotonic(), AFTER_HOOK_SECONDS)
         process.signal(signal.SIGTERM)
         if not await process.wait_for(rest_seconds):

@@ -142,7 +142,7 @@ class PodRunner:
                     pod_ip=self._state.pod_ip, host_ip=self._state.host_ip,
                 )  # fmt: skip
                 return True
-            except MissingReference as error:
+            except (MissingReference, ValueError) as error:
                 self._on_event("Warning", "FailedMount", f"MountVolume.SetUp failed: {error}")
             except OSError as error:
                 reason = "FailedMount" if self._state.pod_ip else "FailedCreatePodSandBox"

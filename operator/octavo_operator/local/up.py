@@ -18,7 +18,13 @@ from octavo_operator.local.pod import PodRunner
 from octavo_operator.local.resolver import Objects
 from octavo_operator.local.sandbox import LocalSandbox, Manifest
 from octavo_operator.local.supported import unapplied_fields
-from octavo_operator.local.workloads import Workloads, base_path, plan, serving_port
+from octavo_operator.local.workloads import (
+    Workloads,
+    base_path,
+    missing_volumes,
+    plan,
+    serving_port,
+)
 from octavo_operator.manifests import UnreadableManifest, read_documents
 from octavo_operator.spec import InvalidSpec
 
@@ -83,7 +89,7 @@ class Up:
     def _on_signal(self) -> None:
         self._stops += 1
         if self._stops == 1:
-            self._console.line("stopping; Ctrl-C again kills")
+            self._console.stopping()
         else:
             self._code = self._code or KILLED
         self._stop(None if self._stops == 1 else 0)
@@ -224,6 +230,12 @@ def command(
     )
     if port is not None:
         refuse_taken_port(host, port)
+    sandbox = LocalSandbox(options.volumes)
+    for pod in workloads.pods:
+        for path in missing_volumes(pod, sandbox):
+            name = pod["metadata"]["name"]
+            message = f"{name}: say which folder stands for {path}: --volume {path}=DIR"
+            raise click.ClickException(message)
     if workloads.ignored:
         click.echo(f"note: left aside: {', '.join(workloads.ignored)}")
     unapplied = sorted({field for pod in workloads.pods for field in unapplied_fields(pod)})

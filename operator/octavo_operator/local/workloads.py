@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from octavo_operator import names
-from octavo_operator.local.sandbox import Manifest
+from octavo_operator.local.sandbox import Manifest, Sandbox
+from octavo_operator.local.volumes import MADE_HERE
 from octavo_operator.render import render
 from octavo_operator.spec import parse
 
@@ -75,6 +76,20 @@ def deployment_pods(deployment: Manifest, replicas: int | None) -> list[Manifest
             }
         )
     return pods
+
+
+def missing_volumes(pod: Manifest, sandbox: Sandbox) -> list[str]:
+    """Mount paths of claims, images and the like that no folder stands for."""
+    missing = {
+        volume["name"]
+        for volume in pod["spec"].get("volumes") or ()
+        if not any(kind in volume for kind in MADE_HERE)
+        and sandbox.volume_folder(pod, volume) is None
+    }
+    spec = pod["spec"]
+    containers = [*(spec.get("initContainers") or ()), *spec["containers"]]
+    mounts = [mount for each in containers for mount in each.get("volumeMounts") or ()]
+    return sorted({mount["mountPath"] for mount in mounts if mount["name"] in missing})
 
 
 def base_path(pod: Manifest) -> str:

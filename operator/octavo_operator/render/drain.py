@@ -6,10 +6,12 @@ the preStop sleep, the drain that SIGTERM starts, and the engine process's own e
 
 from __future__ import annotations
 
-PRE_STOP_SECONDS = 5 """A deleted pod leaves the EndpointSlices at once, but proxies hear of it up
+PRE_STOP_SECONDS = 5
+"""A deleted pod leaves the EndpointSlices at once, but proxies hear of it up
 to seconds later; until then requests still arrive, and the server still takes them."""
 
-DRAIN_SECONDS = 300 """SIGTERM: no new work, running streams go on. 300 s is an answer of 9,000
+DRAIN_SECONDS = 300
+"""SIGTERM: no new work, running streams go on. 300 s is an answer of 9,000
 tokens at 30 tokens/s; an idle server leaves at once."""
 
 STOP_SECONDS = 15

@@ -1,7 +1,7 @@
 """The settings that pods were rendered from, and what differs between two of them.
 
-The Deployment carries its settings as JSON, so that the operator (after a restart too, or a newer one)
-can say which field of the manifest made the pods roll.
+The Deployment carries them as JSON, so that the operator (after a restart too, or a newer one) can
+say which field of the manifest made the pods roll.
 """
 
 from __future__ import annotations

@@ -69,7 +69,7 @@ async def create_completion(service: Service, request: Request) -> Response:
 
 
 def _params(service: Service, body: CompletionRequest) -> tuple[SamplingParams, bool]:
-    """Validated parameters, and whether the one token that the engine must make is to be dropped."""
+    """Validated parameters, and whether the one token that the engine makes is dropped."""
     body.refuse_unsupported(_REFUSED_FIELDS)
     max_tokens = DEFAULT_MAX_TOKENS if body.max_tokens is None else body.max_tokens
     drops_token = bool(body.echo) and max_tokens == 0

@@ -32,16 +32,16 @@ class Gate:
         except OctavoError as error:
             await error_response(error)(scope, receive, send)
             return
-        self._lifecycle.active += 1
+        self._lifecycle.enter()
         try:
             await self._app(scope, receive, send)
         finally:
-            self._lifecycle.active -= 1
+            self._lifecycle.leave()
 
     def _check_key(self, scope: Scope) -> None:
         if not self._keys:
             return
         given: bytes = dict(scope["headers"]).get(b"authorization", b"")
         # NOTE: all keys are compared, each in constant time.
-        if not any([hmac.compare_digest(given, key) for key in self._keys]):
+        if sum(hmac.compare_digest(given, key) for key in self._keys) == 0:
             raise Unauthorized("a valid API key is needed: Authorization: Bearer KEY")

@@ -5,6 +5,7 @@ Pure state with the time passed in; `serve.py` drives it, the handlers ask it.
 
 from __future__ import annotations
 
+import asyncio
 from typing import Literal
 
 from octavo_server.api.errors import Unavailable
@@ -25,6 +26,8 @@ class Lifecycle:
         self.state: State = "starting"
         self.failure = ""
         self.active = 0  # HTTP requests that were admitted and are not fully answered
+        self.idle = asyncio.Event()  # set while none is active
+        self.idle.set()
         self._step_limit_seconds = step_limit_seconds
         self._last_beat: float | None = None
         self._step_started: float | None = None
@@ -57,6 +60,17 @@ class Lifecycle:
             raise Unavailable("this server is shutting down: try another replica")
         if self.state == "failed":
             raise EngineDead(f"the engine failed: {self.failure}")
+
+    def enter(self) -> None:
+        """A request was admitted."""
+        self.active += 1
+        self.idle.clear()
+
+    def leave(self) -> None:
+        """It is answered, or its client is gone."""
+        self.active -= 1
+        if not self.active:
+            self.idle.set()
 
     def health(self, now: float) -> str | None:
         """Why this server should be restarted; None while it is well. Busy and loading are well."""

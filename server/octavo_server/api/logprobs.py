@@ -58,7 +58,7 @@ def chat_logprobs(pieces: Pieces, entries: Sequence[TokenLogprobs]) -> dict[str,
 def prompt_logprobs(
     pieces: Pieces, entries: Sequence[TokenLogprobs | None] | None
 ) -> list[dict[str, Any] | None] | None:
-    """vLLM's `prompt_logprobs`: for each token of the prompt, ids to {logprob, rank, decoded_token}."""
+    """vLLM's `prompt_logprobs`: per token of the prompt, ids to {logprob, rank, decoded_token}."""
     if entries is None:
         return None
     result: list[dict[str, Any] | None] = []
@@ -105,7 +105,7 @@ def _chat_token(pieces: Pieces, token_id: int, value: float) -> dict[str, Any]:
 
 
 def _token_name(pieces: Pieces, token_id: int) -> str:
-    """A token's text; where it is no valid UTF-8, OpenAI's `bytes:\\xe2\\x82`, which is unambiguous."""
+    """A token's text; where it is no valid UTF-8, OpenAI's unambiguous `bytes:\\xe2\\x82`."""
     piece = pieces.all[token_id]
     if isinstance(piece, str):
         return piece

@@ -1,4 +1,4 @@
-"""The server's figures under vLLM's names, so that dashboards, KEDA and endpoint pickers carry over.
+"""The server's figures under vLLM's names: dashboards, KEDA and endpoint pickers carry over.
 
 Counters and histograms are plain numbers that cost well under a microsecond each to update; they
 become prometheus-client's families only when /metrics is read.
@@ -41,7 +41,7 @@ FINISH_REASONS = ("stop", "length", "abort", "error")
 
 
 class Histogram:
-    """Counts per bucket (`counts[i]`: bounds[i-1] < value <= bounds[i]; the last one: above all)."""
+    """Counts per bucket (`counts[i]`: bounds[i-1] < value <= bounds[i]; the last: above all)."""
 
     __slots__ = ("bounds", "counts", "total")
 
@@ -131,18 +131,18 @@ class Metrics(Collector):
         yield self._counter("prompt_tokens", "Prompt tokens processed.", self.prompt_tokens)
         yield self._counter(
             "prompt_tokens_cached",
-            "Prompt tokens from the prefix cache.",
+            "Prompt tokens found in the cache.",
             self.prompt_tokens_cached,
         )
         yield self._counter("generation_tokens", "Tokens generated.", self.generation_tokens)
         yield self._counter("num_preemptions", "Requests preempted.", self.preemptions)
         yield self._counter(
             "prefix_cache_queries",
-            "Tokens looked up in the prefix cache.",
+            "Tokens looked up in the cache.",
             self.prefix_cache_queries,
         )
         yield self._counter(
-            "prefix_cache_hits", "Tokens found in the prefix cache.", self.prefix_cache_hits
+            "prefix_cache_hits", "Tokens found in the cache.", self.prefix_cache_hits
         )
         success = CounterMetricFamily(
             self._prefix + "request_success",

@@ -19,7 +19,7 @@ MAX_STOP_CHARACTERS = 1024  # of one stop string; what it may become is searched
 
 
 class StreamOptions(BaseModel):
-    """`include_usage` adds a last chunk with the usage, `continuous_usage_stats` puts it in each."""
+    """`include_usage` adds a chunk with the usage, `continuous_usage_stats` puts it in each."""
 
     include_usage: bool | None = None
     continuous_usage_stats: bool | None = None
@@ -86,7 +86,7 @@ class GenerationRequest(BaseModel):
         prompt_logprobs: int | None,
         eos_token_ids: list[int],
     ) -> SamplingParams:
-        """The parameters as asked, not yet validated or clamped; what was not given has its default."""
+        """The parameters as asked, neither validated nor clamped; else their defaults."""
         stop = [self.stop] if isinstance(self.stop, str) else list(self.stop or ())
         if any(len(text) > MAX_STOP_CHARACTERS for text in stop):
             raise InvalidRequest(

@@ -33,7 +33,6 @@ T = TypeVar("T")
 
 # How long the last responses may take to be read, once nothing runs any more.
 _FLUSH_SECONDS = 5
-_IDLE_POLL_SECONDS = 0.02
 
 
 class HttpServer(uvicorn.Server):
@@ -59,7 +58,11 @@ class Run:
         self._stop = asyncio.Event()
         self._failed: asyncio.Future[Failed] = asyncio.get_running_loop().create_future()
         self._service = Service(
-            settings, send=self._send, progress=self.progress, on_failed=self._on_failed
+            settings,
+            send=self._send,
+            progress=self.progress,
+            on_loaded=self._on_loaded,
+            on_failed=self._on_failed,
         )
         self._http = HttpServer(
             uvicorn.Config(
@@ -81,7 +84,8 @@ class Run:
         stop = asyncio.create_task(self._stop.wait(), name="stop")
         load = asyncio.create_task(self._load(), name="load")
         try:
-            await asyncio.wait([http, stop, self._failed], return_when=asyncio.FIRST_COMPLETED)
+            ends: set[asyncio.Future[Any]] = {http, stop, self._failed}
+            await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
             if not self._failed.done():
                 await self._drain()
             return self._exit_code()
@@ -109,14 +113,6 @@ class Run:
         except Exception as error:
             logger.exception("start-up failed")
             self._service.fail(Failed("StartupFailed", f"{type(error).__name__}: {error}"))
-        if self._service.lifecycle.state == "failed":
-            return
-        while self._service.lifecycle.state == "starting":
-            await asyncio.sleep(_IDLE_POLL_SECONDS)
-        if self._service.lifecycle.state == "ready":
-            host, port = self._listener.getsockname()[:2]
-            name = self._settings.served_model_names[0]
-            self.progress(f"ready: {name} on http://{host}:{port}/v1")
 
     def _find_model(self) -> Any:
         from octavo_server.loading.source import resolve_source
@@ -152,6 +148,11 @@ class Run:
         if self._engine is not None:
             self._engine.send(message)
 
+    def _on_loaded(self) -> None:
+        host, port = self._listener.getsockname()[:2]
+        name = self._settings.served_model_names[0]
+        self.progress(f"ready: {name} on http://{host}:{port}/v1")
+
     def _on_failed(self, failed: Failed) -> None:
         if not self._failed.done():
             self._failed.set_result(failed)
@@ -168,11 +169,16 @@ class Run:
         """Until nothing runs, the time is over, a second signal came, or the engine failed."""
         lifecycle = self._service.lifecycle
         lifecycle.drain()
-        deadline = time.monotonic() + self._settings.shutdown_timeout_seconds
         if lifecycle.active:
             self.progress(f"shutting down: {lifecycle.active} requests are still being answered")
-        while lifecycle.active and time.monotonic() < deadline and not self._failed.done():
-            await asyncio.sleep(_IDLE_POLL_SECONDS)
+        idle = asyncio.create_task(lifecycle.idle.wait(), name="idle")
+        ends: set[asyncio.Future[Any]] = {idle, self._failed}
+        await asyncio.wait(
+            ends,
+            timeout=self._settings.shutdown_timeout_seconds,
+            return_when=asyncio.FIRST_COMPLETED,
+        )
+        idle.cancel()
         self._end_all()
 
     def _end_all(self) -> None:

@@ -1,4 +1,4 @@
-"""`octavo serve MODEL`: flags to settings, an open socket, and one clear line if it cannot start."""
+"""`octavo serve MODEL`: flags to settings, an open socket, one clear line if it cannot start."""
 
 from __future__ import annotations
 

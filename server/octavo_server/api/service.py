@@ -66,6 +66,7 @@ class Service:
         *,
         send: Callable[[ToEngine], None],
         progress: Callable[[str], None] = lambda text: None,
+        on_loaded: Callable[[], None] = lambda: None,
         on_failed: Callable[[Failed], None] = lambda failed: None,
     ) -> None:
         self.settings = settings
@@ -74,6 +75,7 @@ class Service:
         self.requests = LiveRequests(send, self.metrics)
         self.created = int(time.time())
         self._progress = progress
+        self._on_loaded = on_loaded
         self._on_failed = on_failed
         self._model: Model | None = None
         self._tokenizer: tuple[PreTrainedTokenizerBase, Any] | None = None
@@ -138,6 +140,7 @@ class Service:
                 "cache_dtype": self._ready.dtype,
             }
         self.lifecycle.loaded(time.monotonic())
+        self._on_loaded()
 
     # For the handlers.
 

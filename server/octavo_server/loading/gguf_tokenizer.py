@@ -59,7 +59,7 @@ def build_tokenizer(file: GgufFile) -> PreTrainedTokenizerBase:
         if (token := _token(metadata, tokens, key)) is not None
     }
     _add_bos(tokenizer, metadata, special)
-    wrapped: PreTrainedTokenizerBase = PreTrainedTokenizerFast(
+    wrapped: PreTrainedTokenizerBase = PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
         tokenizer_object=tokenizer, clean_up_tokenization_spaces=False, **special
     )
     wrapped.chat_template = metadata.get("tokenizer.chat_template")
@@ -75,7 +75,10 @@ def _byte_level(file: GgufFile, tokens: list[str]) -> Tokenizer:
             f"{file.path} cuts text the {pre!r} way, which Octavo does not know; give the model's "
             "original tokenizer with --tokenizer"
         )
-    merges = [tuple(merge.split(" ", 1)) for merge in file.metadata["tokenizer.ggml.merges"]]
+    given = file.metadata.get("tokenizer.ggml.merges")
+    if not given:
+        raise CorruptModel(f"{file.path} has a tokenizer but no merges; give one with --tokenizer")
+    merges = [tuple(merge.split(" ", 1)) for merge in given]
     pattern = _PATTERNS[pre]
     tokenizer = Tokenizer(
         models.BPE(
@@ -165,7 +168,7 @@ def _token(metadata: dict[str, Any], tokens: list[str], key: str) -> str | None:
         return None
     if not 0 <= number < len(tokens):
         raise CorruptModel(f"the GGUF file's {key} token {number} is not one of its tokens")
-    return tokens[number]
+    return str(tokens[number])
 
 
 def _add_bos(tokenizer: Tokenizer, metadata: dict[str, Any], special: dict[str, str]) -> None:
@@ -182,7 +185,8 @@ def _add_bos(tokenizer: Tokenizer, metadata: dict[str, Any], special: dict[str, 
     around = [token for token in (start, end) if token]
     if around:
         single = ([start] if start else []) + ["$A"] + ([end] if end else [])
+        second = [f"{'$B' if part == '$A' else part}:1" for part in single]
         numbers = [(token, tokenizer.token_to_id(token)) for token in dict.fromkeys(around)]
         tokenizer.post_processor = processors.TemplateProcessing(
-            single=single, pair=[*single, *(f"{part}:1" for part in single)], special_tokens=numbers
+            single=single, pair=[*single, *second], special_tokens=numbers
         )

@@ -134,28 +134,21 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
         error = error.__cause__ or error.__context__
 
 
-def _progress_class(model: str, progress: Callable[[str], None]) -> type:
-    """A bar that prints a line now and then; huggingface_hub adds the bytes of all files to it."""
-    from tqdm.auto import tqdm
+def _progress_class(model: str, progress: Callable[[str], None]) -> Any:
+    """What huggingface_hub takes for a tqdm: it adds every file's size to `total` and calls `update`."""
 
-    class Lines(tqdm):  # type: ignore[type-arg]
-        def __init__(self, *args: Any, **kwargs: Any) -> None:
-            kwargs.pop("name", None)
-            self.counts_bytes = kwargs.get("unit") == "B"
-            self.done, self.told, self.lock = 0.0, time.monotonic(), threading.Lock()
-            kwargs["disable"] = True
-            super().__init__(*args, **kwargs)
-            self.total = kwargs.get("total")
+    class Lines:
+        def __init__(self, *_: Any, total: float | None = None, unit: str = "it", **__: Any) -> None:
+            self.total, self.counts_bytes = total or 0, unit == "B"
+            self.done, self.told = 0.0, time.monotonic()
 
-        def update(self, n: float | None = 1) -> None:
-            with self.lock:
-                self.done += n or 0
+        def update(self, count: float | None = 1) -> None:
+            with _PROGRESS_LOCK:
+                self.done += count or 0
                 now = time.monotonic()
                 if not self.counts_bytes or now - self.told < _PROGRESS_SECONDS:
                     return
                 self.told = now
-            progress(
-                f"downloading {model}: {self.done / 1e9:.2f} of {(self.total or 0) / 1e9:.2f} GB"
-            )
+            progress(f"downloading {model}: {self.done / 1e9:.2f} of {self.total / 1e9:.2f} GB")
 
     return Lines

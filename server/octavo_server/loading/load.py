@@ -98,7 +98,9 @@ def fill_weights(
     done = 0
 
     def copy(tensor: StoredTensor, slot: torch.Tensor) -> int:
-        slot.copy_(tensor.read())
+        # The mode is per thread, and the caller may have made the weights in it.
+        with torch.inference_mode():
+            slot.copy_(tensor.read())
         return tensor.stored_bytes
 
     readers = min(_MAX_READERS, len(os.sched_getaffinity(0)))

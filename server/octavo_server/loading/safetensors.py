@@ -71,7 +71,7 @@ def _file_tensors(path: Path) -> list[StoredTensor]:
     from safetensors import SafetensorError, safe_open
 
     try:
-        file = safe_open(path, framework="pt", device="cpu")
+        file: Any = safe_open(path, framework="pt", device="cpu")
     except (SafetensorError, OSError) as error:
         with path.open("rb") as opened:
             pointer = opened.read(len(_LFS_POINTER)) == _LFS_POINTER

@@ -35,7 +35,7 @@ def _by_transformers(name: str) -> PreTrainedTokenizerBase:
 
     # "None of the known special tokens..." and the like are no news for who starts a server.
     verbosity = logging.get_verbosity()
-    logging.set_verbosity_error()
+    logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     try:
         found: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
             name, trust_remote_code=False, local_files_only=Path(name).is_dir()

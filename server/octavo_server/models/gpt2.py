@@ -63,7 +63,7 @@ class Layer:
         return self.output(seen.reshape(len(x), -1))
 
     def slots(self) -> dict[str, Tensor]:
-        found = {}
+        found: dict[str, Tensor] = {}
         for name, norm in (("ln_1", self.ln_1), ("ln_2", self.ln_2)):
             found |= {f"{name}.weight": norm.weight, f"{name}.bias": norm.bias}
         names = ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj")

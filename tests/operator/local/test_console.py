@@ -72,12 +72,15 @@ def test_console_says_each_thing_once() -> None:
     console.status("pod-0", status(started_at=1.0, started=True, ready=True), "http://x")
     console.event("pod-0", "Unhealthy", "Liveness probe failed: 500")
     console.event("pod-0", "Killing", "Stopping container main")
+    console.stopping()
+    console.event("pod-0", "Unhealthy", "Readiness probe failed: refused")
     assert [line.split() for line in lines] == [
         ["POD", "STATUS", "RESTARTS", "SECONDS", "URL"],
         ["pod-0", "Loading", "0", "0.0"],
         ["pod-0", "event:", "FailedMount:", "no", "secret"],
         ["pod-0", "Ready", "0", "0.0", "http://x"],
         ["pod-0", "event:", "Unhealthy:", "Liveness", "probe", "failed:", "500"],
+        ["stopping", "once", "running", "requests", "have", "ended;", "Ctrl-C", "again", "kills"],
     ]
 
 

@@ -119,6 +119,15 @@ async def test_a_missing_secret_is_waited_for(tmp_path: Path) -> None:
     assert run.log() == "now\n"
 
 
+async def test_a_secret_that_is_no_text(tmp_path: Path) -> None:
+    source = {"secretKeyRef": {"name": "s", "key": "k"}}
+    pod = make_pod(container(SLEEP, env=[{"name": "X", "valueFrom": source}]))
+    resolver = Objects({("default", "s"): {"k": b"\xff"}}, {})
+    async with Run(pod, tmp_path, resolver=resolver) as run:
+        await run.until(lambda: "Failed" in run.reasons())
+        assert run.main["state"]["waiting"]["reason"] == "CreateContainerConfigError"
+
+
 async def test_volumes_are_shared_and_removed(tmp_path: Path) -> None:
     mounts = [
         {"name": "shared", "mountPath": "/data"},
@@ -222,7 +231,7 @@ async def test_stop_before_anything_ran(tmp_path: Path) -> None:
 async def test_two_containers_end_together(tmp_path: Path) -> None:
     async with Run(make_pod(container(SLEEP), container(SLEEP, name="b")), tmp_path) as run:
         await run.until(lambda: run.condition("Ready") == "True")
-        await asyncio.wait_for(run.runner.stop(None), 3)
+        await asyncio.wait_for(run.runner.stop(None), 10)
         await run.ended()
     codes = [c["state"]["terminated"]["exitCode"] for c in run.status["containerStatuses"]]
     assert codes == [143, 143]

@@ -131,7 +131,11 @@ async def test_a_failed_startup_restarts(tmp_path: Path) -> None:
 
 
 async def test_a_failed_liveness_restarts(tmp_path: Path) -> None:
-    one = server(tmp_path, livenessProbe=get("/live", failureThreshold=2, initialDelaySeconds=0.3))
+    one = server(
+        tmp_path,
+        startupProbe=get("/ready", failureThreshold=1000),
+        livenessProbe=get("/live", failureThreshold=2),
+    )
     async with Run(make_pod(one), tmp_path) as run:
         await run.until(lambda: run.condition("Ready") == "True" and "serving" in run.log())
         (tmp_path / "live").write_text("500")

@@ -1,0 +1,63 @@
+"""Octavo's operator as a process of this host, under its own ServiceAccount."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+from .cluster import Cluster, wait_for
+from .images import ROOT
+from .kube_api import path_of
+from .processes import Daemon
+
+NAMESPACE = "octavo-system"
+SERVICE_ACCOUNT = "octavo-operator"
+RIGHTS = ROOT / "charts" / "octavo" / "files" / "rbac.yaml"  # what the chart installs
+CRDS = ROOT / "crds"
+
+
+class Operator:
+    """Runs from the constructor until `stop()`; `restart()` is a crash and a new start."""
+
+    def __init__(self, cluster: Cluster) -> None:
+        self._cluster = cluster
+        cluster.kubectl("apply", "-f", str(CRDS))
+        cluster.kubectl("wait", "--for=condition=Established", "crd/inferenceservices.octavo.dev")
+        cluster.client.create(path_of("v1", "Namespace"), {"metadata": {"name": NAMESPACE}})
+        cluster.kubectl("apply", "-f", str(RIGHTS))
+        self.kubeconfig = cluster.service_account_kubeconfig(NAMESPACE, SERVICE_ACCOUNT)
+        self._daemon = self._start()
+
+    @property
+    def log(self) -> Path:
+        return self._daemon.log
+
+    def check(self) -> None:
+        """Raises DaemonFailed with the log's end if it has ended."""
+        self._daemon.raise_if_dead()
+
+    def restart(self) -> None:
+        """SIGKILL, then a new process."""
+        self._daemon.stop(0)
+        self._daemon = self._start()
+
+    def stop(self) -> None:
+        self._daemon.stop()
+
+    def _start(self) -> Daemon:
+        def served() -> bool:
+            found = self._cluster.kubectl(
+                "get", "inferenceservices", "-A", kubeconfig=self.kubeconfig, check=False
+            )
+            return found.returncode == 0
+
+        wait_for("the operator's account may list its objects", served)
+        sources = [str(ROOT / name) for name in ("server", "kernels", "operator")]
+        environment = {
+            **os.environ,
+            "KUBECONFIG": str(self.kubeconfig),
+            "PYTHONPATH": ":".join(sources),
+        }
+        command = [sys.executable, "-m", "octavo_server.cli", "operator", "--liveness-port=0"]
+        return Daemon("operator", command, self._cluster.folder, environment)

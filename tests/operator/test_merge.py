@@ -1,0 +1,63 @@
+"""A podTemplate over the rendered one."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from octavo_operator.render.merge import merge
+
+
+@pytest.mark.parametrize(
+    ("base", "overlay", "expected"),
+    [
+        ({"a": {"b": 1, "c": 2}}, {"a": {"b": 3}}, {"a": {"b": 3, "c": 2}}),
+        ({"a": 1}, {"a": None}, {}),
+        ({"args": ["x"]}, {"args": ["y"]}, {"args": ["y"]}),
+        (
+            {"containers": [{"name": "octavo", "image": "i"}]},
+            {"containers": [{"name": "side"}, {"name": "octavo", "tty": True}]},
+            {"containers": [{"name": "octavo", "image": "i", "tty": True}, {"name": "side"}]},
+        ),
+        (
+            {"env": [{"name": "A", "valueFrom": {"fieldRef": {"fieldPath": "x"}}}]},
+            {"env": [{"name": "A", "value": "1"}, {"name": "B", "value": "2"}]},
+            {"env": [{"name": "A", "value": "1"}, {"name": "B", "value": "2"}]},
+        ),
+        (
+            {"ports": [{"name": "http", "containerPort": 8000}]},
+            {"ports": [{"containerPort": 8000, "hostPort": 80}, {"containerPort": 9}]},
+            {
+                "ports": [
+                    {"name": "http", "containerPort": 8000, "hostPort": 80},
+                    {"containerPort": 9},
+                ]
+            },
+        ),
+        (
+            {"volumes": [{"name": "cache", "emptyDir": {}}]},
+            {"volumes": [{"name": "cache", "hostPath": {"path": "/x"}}]},
+            {"volumes": [{"name": "cache", "hostPath": {"path": "/x"}}]},
+        ),
+        (
+            {"tolerations": [{"key": "gpu"}]},
+            {"tolerations": [{"key": "gpu"}, {"key": "spot"}]},
+            {"tolerations": [{"key": "gpu"}, {"key": "spot"}]},
+        ),
+        (
+            {"volumeMounts": [{"name": "cache", "mountPath": "/cache"}]},
+            {"volumeMounts": [{"name": "fast", "mountPath": "/cache"}]},
+            {"volumeMounts": [{"name": "fast", "mountPath": "/cache"}]},
+        ),
+    ],
+)
+def test_merge(base: dict[str, Any], overlay: dict[str, Any], expected: dict[str, Any]) -> None:
+    assert merge(base, overlay) == expected
+
+
+def test_inputs_stay() -> None:
+    base = {"env": [{"name": "A", "value": "1"}], "tolerations": [{"key": "x"}]}
+    overlay = {"env": [{"name": "A", "value": "2"}], "tolerations": [{"key": "y"}]}
+    merge(base, overlay)["env"][0]["value"] = "3"
+    assert base == {"env": [{"name": "A", "value": "1"}], "tolerations": [{"key": "x"}]}
+    assert overlay["env"] == [{"name": "A", "value": "2"}]

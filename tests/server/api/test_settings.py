@@ -1,0 +1,101 @@
+"""Flags, sizes, the termination message."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from click.testing import CliRunner
+from octavo_server.api import serve
+from octavo_server.api.sizes import parse_bytes
+from octavo_server.api.termination import termination_line, write_termination
+from octavo_server.errors import InvalidSettings, StartupError
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [
+        ("1073741824", 2**30),
+        ("1GiB", 2**30),
+        ("1Gi", 2**30),
+        ("512 MiB", 2**29),
+        ("1.5gb", 1_500_000_000),
+        ("2k", 2000),
+        ("10B", 10),
+    ],
+)
+def test_sizes(text, size):
+    assert parse_bytes(text) == size
+
+
+@pytest.mark.parametrize("text", ["", "GiB", "1 GiBs", "-1", "1ib", "nan"])
+def test_what_is_no_size(text):
+    with pytest.raises(ValueError, match="is not a size"):
+        parse_bytes(text)
+
+
+def run(monkeypatch, *arguments):
+    seen = {}
+    monkeypatch.setattr(
+        serve, "serve", lambda model, flags: seen.update(model=model, flags=flags) or 0
+    )
+    result = CliRunner().invoke(serve.command, arguments, standalone_mode=False)
+    assert result.exception is None, result.output
+    return (
+        serve.engine_config(seen["model"], seen["flags"]),
+        serve.serve_settings(seen["model"], seen["flags"]),
+    )
+
+
+def test_flags_become_settings(monkeypatch, tmp_path):
+    monkeypatch.delenv("OCTAVO_API_KEY", raising=False)
+    template = tmp_path / "t.jinja"
+    template.write_text("{{ messages }}")
+    config, settings = run(
+        monkeypatch,
+        "org/model",
+        *("--revision", "v1", "--kv-cache-memory-bytes", "64MiB", "--max-model-len", "-1"),
+        *("--served-model-name", "a,b", "--served-model-name", "c", "--dtype", "float32"),
+        *("--no-enable-prefix-caching", "--tensor-parallel-size", "2", "--shutdown-timeout", "5"),
+        *("--chat-template", str(template), "--api-key", "k"),
+    )
+    assert (config.model, config.revision, config.max_model_len) == ("org/model", "v1", -1)
+    assert (config.kv_cache_memory_bytes, config.dtype) == (64 * 2**20, "float32")
+    assert (config.enable_prefix_caching, config.tensor_parallel_size) == (False, 2)
+    assert config.trust_remote_code is False
+    assert settings.served_model_names == ("a", "b", "c")
+    assert settings.shutdown_timeout_seconds == 5
+    assert settings.chat_template == "{{ messages }}"
+    assert settings.api_keys == ("k",)
+    config, settings = run(monkeypatch, "--model", "org/model")
+    assert settings.served_model_names == ("org/model",)
+
+
+def test_settings_out_of_range(monkeypatch):
+    for flags in (
+        ("--gpu-memory-utilization", "1.5"),
+        ("--max-model-len", "0"),
+        ("--chat-template", "/no/such"),
+    ):
+        with pytest.raises(InvalidSettings):
+            run(monkeypatch, "m", *flags)
+
+
+def test_a_busy_port_is_one_sentence():
+    with serve.listen("127.0.0.1", 0) as first:
+        port = first.getsockname()[1]
+        with pytest.raises(StartupError, match=f"port {port}: Address already in use"):
+            serve.listen("127.0.0.1", port)
+
+
+def test_termination_message(tmp_path, monkeypatch):
+    path = tmp_path / "log"
+    monkeypatch.setenv("OCTAVO_TERMINATION_LOG", str(path))
+    write_termination("ModelNotFound", "no\nsuch model")
+    assert json.loads(path.read_text()) == {"reason": "ModelNotFound", "message": "no such model"}
+    for message in ("x" * 10_000, "\u4f60" * 9_000, '"\\' * 6_000):
+        line = termination_line("EngineFailed", message)
+        assert len(line) <= 4096
+        assert json.loads(line)["message"].endswith("...")
+    monkeypatch.setenv("OCTAVO_TERMINATION_LOG", "/no/such/folder/log")
+    write_termination("ModelNotFound", "ignored")

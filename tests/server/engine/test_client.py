@@ -1,0 +1,141 @@
+"""The engine as a process: its life, its deaths."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import psutil
+import pytest
+from octavo_server.config import EngineConfig
+from octavo_server.engine.client import EngineClient
+from octavo_server.engine.messages import Abort, Add, Failed, FromEngine, Heartbeat, Outputs, Ready
+from octavo_server.sampling_params import SamplingParams
+
+from tests.server.tiny_models import make_tiny
+
+START_SECONDS = 60
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_tiny("llama2", tmp_path_factory.mktemp("llama2"))
+
+
+def settings(model: Path | str) -> EngineConfig:
+    return EngineConfig(
+        model=str(model), device="cpu", dtype="float32", kv_cache_memory_bytes=8 << 20
+    )
+
+
+class Watched:
+    """A client and all it heard."""
+
+    def __init__(self, config: EngineConfig) -> None:
+        self.heard: list[FromEngine] = []
+        self.client = EngineClient(config, on_message=self.heard.append)
+        self.client.start()
+
+    async def until(self, kind: type, count: int = 1) -> list[FromEngine]:
+        deadline = time.monotonic() + START_SECONDS
+        while time.monotonic() < deadline:
+            found = [message for message in self.heard if isinstance(message, kind)]
+            if len(found) >= count:
+                return found
+            await asyncio.sleep(0.02)
+        raise AssertionError(f"no {kind.__name__} among {self.heard}")
+
+
+@pytest.fixture
+async def engine(folder: Path) -> AsyncIterator[Watched]:
+    watched = Watched(settings(folder))
+    await watched.until(Ready)
+    yield watched
+    await watched.client.stop()
+
+
+async def test_serves_requests_beats_and_leaves_when_asked(engine: Watched) -> None:
+    params = SamplingParams(max_tokens=3, ignore_eos=True, seed=1)
+    engine.client.send(Add("a", [5, 6, 7], params, time.monotonic()))
+    while not any(
+        output.finish_reason == "length"
+        for message in await engine.until(Outputs)
+        if isinstance(message, Outputs)
+        for output in message.outputs
+    ):
+        await asyncio.sleep(0.02)
+    (beat, *_) = await engine.until(Heartbeat)
+    assert isinstance(beat, Heartbeat) and abs(time.monotonic() - beat.now) < START_SECONDS
+    assert engine.client.alive
+    await engine.client.stop()
+    assert engine.client.exit_code == 0 and not engine.client.alive
+    assert not any(isinstance(message, Failed) for message in engine.heard)
+
+
+async def test_an_abort_frees_its_pages_and_moves_the_gauges(engine: Watched) -> None:
+    params = SamplingParams(max_tokens=400, ignore_eos=True, seed=1)
+    engine.client.send(Add("a", [5, 6, 7], params, time.monotonic()))
+    await engine.until(Outputs, 3)
+    engine.client.send(Abort(["a"]))
+    deadline = time.monotonic() + START_SECONDS
+    while time.monotonic() < deadline:
+        stats = [message.stats for message in engine.heard if isinstance(message, Outputs)][-1]
+        if stats.running == 0:
+            break
+        await asyncio.sleep(0.02)
+    assert (stats.running, stats.waiting, stats.kv_cache_usage) == (0, 0, 0.0)
+
+
+async def test_death_by_signal_is_reported_once(engine: Watched) -> None:
+    assert engine.client.pid is not None
+    os.kill(engine.client.pid, signal.SIGKILL)
+    (failed,) = await engine.until(Failed)
+    assert isinstance(failed, Failed) and "SIGKILL" in failed.message
+    assert not engine.client.alive and engine.client.exit_code == -signal.SIGKILL
+
+
+async def test_a_start_that_fails_says_why() -> None:
+    watched = Watched(settings("/nowhere/at/all"))
+    (failed,) = await watched.until(Failed)
+    assert isinstance(failed, Failed)
+    assert failed.reason == "ModelNotFound" and "/nowhere/at/all" in failed.message
+    await watched.client.stop()
+
+
+@pytest.mark.parametrize("phase", ["loading", "idle"])
+def test_no_engine_outlives_its_parent(folder: Path, phase: str) -> None:
+    """kill -9 of the parent, while the engine loads and when it is ready."""
+    program = textwrap.dedent(f"""
+        import asyncio
+        from octavo_server.engine.client import EngineClient
+        from octavo_server.engine.messages import Ready
+        from tests.server.engine.test_client import settings
+
+        async def main():
+            client = EngineClient(
+                settings({str(folder)!r}),
+                on_message=lambda m: isinstance(m, Ready) and print("ready", flush=True),
+            )
+            client.start()
+            print(client.pid, flush=True)
+            await asyncio.sleep(600)
+
+        asyncio.run(main())
+    """)
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    with subprocess.Popen(
+        [sys.executable, "-c", program], stdout=subprocess.PIPE, text=True, env=environment
+    ) as parent:
+        assert parent.stdout is not None
+        engine = psutil.Process(int(parent.stdout.readline()))
+        if phase == "idle":
+            assert parent.stdout.readline() == "ready\n"
+        parent.kill()
+    assert not psutil.wait_procs([engine], timeout=START_SECONDS)[1]
