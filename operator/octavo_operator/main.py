@@ -37,6 +37,8 @@ def configure(settings: kopf.OperatorSettings) -> None:
     settings.posting.enabled = False  # events are ours, one for each transition
     settings.watching.connect_timeout = 10
     settings.networking.request_timeout = 30
+    # However long the API server is away (an upgrade of its only node, say): wait, do not give up.
+    settings.networking.error_backoffs = (1, 1, 2, 3, 5, 8, 13, *[20] * 10_000)
     # Pods of others are never sent to us.
     for resource in ("pods", "services"):
         settings.watching.label_selectors["", "v1", resource] = names.SERVICE_LABEL

@@ -11,7 +11,8 @@ LoadFormat = Literal["auto", "safetensors", "gguf", "dummy"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineConfig:
-    """Names and meanings are vLLM's where it has the flag; None means "chosen from the model or device".
+    """Names and meanings are vLLM's where it has the flag; None means "chosen from the model or
+    device".
 
     `max_model_len` -1 takes the longest context that fits the KV cache. `device` "auto" is the GPU
     where torch sees one. `kv_cache_memory_bytes` None is 1 GiB on CPU, and what

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 
 class OctavoError(Exception):
-    """Base of every error that a person may meet; `str(error)` is one sentence that says what to do."""
+    """Base of every error that a person may meet; `str(error)` is one sentence that says what to
+    do.
+    """
 
 
 class InvalidRequest(OctavoError):

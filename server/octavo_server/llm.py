@@ -7,7 +7,7 @@ import random
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import msgspec
 
@@ -51,7 +51,8 @@ class Generation:
 
 
 class LLM:
-    """`LLM("path/or/hub-id", max_model_len=2048).generate(["Hello"], SamplingParams(max_tokens=8))`.
+    """`LLM("path/or/hub-id", max_model_len=2048).generate(["Hello"],
+    SamplingParams(max_tokens=8))`.
 
     Keyword arguments are those of `EngineConfig`. Raises `StartupError`s. Not for several threads.
     """
@@ -75,14 +76,11 @@ class LLM:
 
         All are given to the engine at once. Raises `InvalidRequest` before anything runs.
         """
-        many: Sequence[Prompt] = (
-            [prompts]  # type: ignore[list-item]
-            if isinstance(prompts, str) or (prompts and isinstance(prompts[0], int))
-            else prompts
-        )
+        if isinstance(prompts, str) or (prompts and isinstance(prompts[0], int)):
+            prompts = [cast(Prompt, prompts)]
         params = sampling_params or SamplingParams()
         params.validate(vocab_size=self.core.ready.vocab_size)
-        generations = [self._prepare(prompt, params) for prompt in many]
+        generations = [self._prepare(prompt, params) for prompt in cast(Sequence[Prompt], prompts)]
         live: dict[str, tuple[Generation, Completion, Assembler]] = {}
         for generation in generations:
             for completion in generation.outputs:

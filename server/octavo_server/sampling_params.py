@@ -51,19 +51,27 @@ class SamplingParams(msgspec.Struct, kw_only=True, omit_defaults=True):
         if not 1 <= self.n <= 128:
             raise InvalidRequest(f"n must be between 1 and 128, not {self.n}", "n")
         if not -1 <= self.top_k < 2**31:
-            raise InvalidRequest(f"top_k must be -1, 0 (both: off) or positive, not {self.top_k}", "top_k")
+            raise InvalidRequest(
+                f"top_k must be -1, 0 (both: off) or positive, not {self.top_k}", "top_k"
+            )
         if self.seed is not None and not -(2**63) <= self.seed <= MAX_SEED:
             raise InvalidRequest("seed must fit a signed 64-bit integer", "seed")
         if self.max_tokens is not None and self.max_tokens < 1:
-            raise InvalidRequest(f"max_tokens must be at least 1, not {self.max_tokens}", "max_tokens")
-        if self.min_tokens < 0 or (self.max_tokens is not None and self.min_tokens > self.max_tokens):
+            raise InvalidRequest(
+                f"max_tokens must be at least 1, not {self.max_tokens}", "max_tokens"
+            )
+        if self.min_tokens < 0 or (
+            self.max_tokens is not None and self.min_tokens > self.max_tokens
+        ):
             raise InvalidRequest("min_tokens must be between 0 and max_tokens", "min_tokens")
         if len(self.stop) > 4 or any(not text for text in self.stop):
             raise InvalidRequest("stop takes up to 4 strings, none of them empty", "stop")
         for name in ("logprobs", "prompt_logprobs"):
             value = getattr(self, name)
             if value is not None and not 0 <= value <= max_logprobs:
-                raise InvalidRequest(f"{name} must be between 0 and {max_logprobs}, not {value}", name)
+                raise InvalidRequest(
+                    f"{name} must be between 0 and {max_logprobs}, not {value}", name
+                )
         _check_ids("stop_token_ids", self.stop_token_ids, vocab_size)
         if self.logit_bias:
             if len(self.logit_bias) > 1024:
@@ -91,7 +99,9 @@ class SamplingParams(msgspec.Struct, kw_only=True, omit_defaults=True):
 def _check_number(
     name: str, value: float, low: float, high: float, *, exclude_low: bool = False
 ) -> None:
-    in_range = math.isfinite(value) and (low < value if exclude_low else low <= value) and value <= high
+    in_range = (
+        math.isfinite(value) and (low < value if exclude_low else low <= value) and value <= high
+    )
     if not in_range:
         border = "(" if exclude_low else "["
         raise InvalidRequest(f"{name} must be in {border}{low:g}, {high:g}], not {value}", name)

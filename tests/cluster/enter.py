@@ -1,9 +1,9 @@
 """Becomes a container's process: `ip netns exec NAME python -I -S enter.py SPEC ARGV...`.
 
 Runs as root in the pod's network namespace and a mount namespace of its own, standard library only.
-The first caller gets this machine's files under a writable layer in memory (nothing that it writes or
-mounts reaches the host) and leaves its pid; while it lives, later callers (exec probes, hooks) join
-it. SPEC is a JSON file:
+The first caller gets this machine's files under a writable layer in memory (nothing that it writes
+or mounts reaches the host) and leaves its pid; while it lives, later callers (exec probes, hooks)
+join it. SPEC is a JSON file:
   scratch            an empty folder to mount the container's files at
   pid_file           where the first process leaves its pid
   mounts             [[path, source, read_only], ...]; sources are folders or files of this machine

@@ -37,7 +37,7 @@ def find_image(images: Mapping[str, Image], reference: str) -> Image | None:
 
 
 def default_images(folder: Path) -> dict[str, Image]:
-    """`python` (this interpreter); `octavo` and `octavo-server`: this checkout, its models in /models.
+    """`python` (this interpreter), `octavo` and `octavo-server` (this checkout, models in /models).
 
     Writes the `octavo` command into `folder`, since a checkout need not be installed.
     """

@@ -257,7 +257,7 @@ def test_a_crash_restarts_the_container(client: Client, start: Callable[..., str
 
     def restarted() -> bool:
         main = main_state(status(client, path))
-        return main["restartCount"] == 1 and main.get("ready", False)
+        return main["restartCount"] == 1 and bool(main.get("ready"))
 
     wait_for("it runs again", restarted, seen=lambda: status(client, path))
 

@@ -20,7 +20,8 @@ from tests.cluster.network import PodNetwork
 from tests.cluster.session import Session
 session = Session()
 pod = asyncio.run(PodNetwork(session).add())
-inside = subprocess.Popen(["ip", "netns", "exec", pod.namespace, "sleep", "300"])
+command = ["ip", "netns", "exec", pod.namespace, "sleep", "300"]
+inside = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 print(json.dumps([session.bridge, pod.namespace, str(session.folder), inside.pid]), flush=True)
 os.kill(os.getpid(), signal.SIGKILL)
 """

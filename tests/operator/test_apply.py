@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from tests.operator.services import service
+
 from octavo_operator.apply import find_conflict, owner_reference
 from octavo_operator.kube import _bearer, path_of
 from octavo_operator.reconcile import diff
-
-from tests.operator.services import service
 
 
 def live(owner: dict[str, Any] | None = None, **labels: str) -> dict[str, Any]:

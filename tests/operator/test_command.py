@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 import yaml
 from click.testing import CliRunner
+from tests.operator.services import EXAMPLES, ROOT
+
 from octavo_operator.main import command as operator_command
 from octavo_operator.manifests import read_services
 from octavo_operator.render import render
 from octavo_operator.render_command import command
-
-from tests.operator.services import EXAMPLES, ROOT
 
 
 def test_render_prints_what_is_applied() -> None:

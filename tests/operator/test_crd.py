@@ -1,4 +1,4 @@
-"""The CRD itself: what the API server would say of it is tests/cluster's; what people read is here."""
+"""The CRD itself. What the API server says of it is tests/cluster's; what people read is here."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from tests.operator.services import NOW, facts, service
+
 from octavo_operator import names, schema, spec
 from octavo_operator.status import decide_status
-
-from tests.operator.services import NOW, facts, service
 
 VERSION = schema.load_crd()["spec"]["versions"][0]
 ROOT = schema.object_schema()
@@ -92,7 +92,7 @@ RULES = [
 def test_every_rule_says_where_and_what(
     path: str, node: dict[str, Any], rule: dict[str, Any]
 ) -> None:
-    """A rule of an object would be reported at the object; one of a value is reported at the value."""
+    """A rule of an object is reported at the object unless it says where; one of a value is not."""
     assert len(rule["message"].split()) >= 4
     if node.get("type") == "object" and "properties" in node:
         assert rule["fieldPath"].lstrip(".").split(".")[0] in node["properties"]

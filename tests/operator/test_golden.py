@@ -1,6 +1,7 @@
 """The full objects that each example becomes.
 
-After a wanted change: `OCTAVO_WRITE_GOLDEN=1 pytest tests/operator/test_golden.py`, then read the diff.
+After a wanted change run `OCTAVO_WRITE_GOLDEN=1 pytest tests/operator/test_golden.py`, then read
+the diff.
 """
 
 from __future__ import annotations
@@ -10,10 +11,10 @@ from pathlib import Path
 
 import pytest
 import yaml
+from tests.operator.services import EXAMPLES
+
 from octavo_operator.manifests import read_services
 from octavo_operator.render import render
-
-from tests.operator.services import EXAMPLES
 
 GOLDEN = Path(__file__).parent / "golden"
 

@@ -6,6 +6,7 @@ import json
 from typing import Any
 
 import pytest
+
 from octavo_operator.facts import count_ending, read_deployment_problem, read_pods
 from octavo_operator.pod_problems import find_problem
 

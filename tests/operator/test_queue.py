@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 
 import pytest
+
 from octavo_operator.queue import MOST_BACK_OFF_SECONDS, Key, Queue, work
 
 A, B = ("ns", "a"), ("ns", "b")

@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from tests.operator.services import service
+
 from octavo_operator.render import render
 from octavo_operator.render.deployment import choose_image
 from octavo_operator.render.drain import DRAIN_SECONDS, GRACE_SECONDS, PRE_STOP_SECONDS
-
-from tests.operator.services import service
 
 
 def deployment(**arguments: Any) -> dict[str, Any]:

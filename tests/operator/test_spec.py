@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from tests.operator.services import manifest, service
+
 from octavo_operator.model_uri import ClaimModel, FileModel, HubModel, ImageModel, parse_uri
 from octavo_operator.quantity import parse_quantity
 from octavo_operator.spec import InvalidSpec, parse
-
-from tests.operator.services import manifest, service
 
 
 @pytest.mark.parametrize(

@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from tests.operator.services import EARLIER, NOW, facts, pod, service
+
 from octavo_operator.conditions import MODEL_READY, WORKLOAD_READY, Problem
 from octavo_operator.facts import Facts
 from octavo_operator.status import decide_invalid, decide_status
 from octavo_operator.transitions import decide_events
-
-from tests.operator.services import EARLIER, NOW, facts, pod, service
 
 MISSING = Problem(MODEL_READY, "ModelNotFound", "no such repository")
 NO_NODE = Problem(WORKLOAD_READY, "Unschedulable", "0/3 nodes are available")

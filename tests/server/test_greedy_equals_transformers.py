@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
-from octavo_server import LLM, SamplingParams
-from octavo_server.llm import Generation
-
 from benchmarks.dequantise import dequantise
 from examples.fetch_demo_model import demo_model
+
+from octavo_server import LLM, SamplingParams
+from octavo_server.llm import Generation
 from tests.server.tiny_models import FAMILIES, VOCAB_SIZE, make_tiny
 
 NEW_TOKENS = 64
@@ -130,7 +130,9 @@ def test_after_preemption(case: tuple[Path, list[list[int]], list[list[int]]]) -
 
 @pytest.fixture(scope="module")
 def smollm2() -> Path:
-    """The demo model with its weights expanded to float32, so that both sides load the same numbers."""
+    """The demo model with its weights expanded to float32, so that both sides load the same
+    numbers.
+    """
     return dequantise(demo_model(), "float32")
 
 
@@ -153,7 +155,9 @@ def test_smollm2(smollm2: Path) -> None:
     assert outputs == greedy_after(smollm2, prompts, outputs)
     again = generate(llm, prompts)
     assert tokens(again) == outputs and again[-1].cached_tokens >= 48
-    assert tokens(generate(LLM(str(demo_model()), dtype="float32", device="cpu"), prompts)) == outputs
+    assert (
+        tokens(generate(LLM(str(demo_model()), dtype="float32", device="cpu"), prompts)) == outputs
+    )
 
 
 def greedy_after(
@@ -161,8 +165,8 @@ def greedy_after(
 ) -> list[list[int]]:
     """transformers' choice after each prefix of prompt + output, from one forward pass a prompt.
 
-    If it equals the output everywhere, then by induction it is what `generate` would have given, for a
-    hundredth of the time.
+    If it equals the output everywhere, then by induction it is what `generate` would have given,
+    for a hundredth of the time.
     """
     model = transformers.AutoModelForCausalLM.from_pretrained(
         folder, dtype=torch.float32, attn_implementation="eager"

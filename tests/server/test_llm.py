@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
+
 from octavo_server import LLM, SamplingParams
 from octavo_server.errors import InvalidRequest, OutOfMemory
 from octavo_server.llm import Completion
-
 from tests.server.tiny_models import VOCAB_SIZE, make_tiny
 
 PROMPT = [5, 9, 17, 33, 65, 129, 200, 77, 3, 250]
@@ -47,9 +47,10 @@ def test_a_seed_decides_the_output_whatever_runs_beside_it(llm: LLM, folder: Pat
     assert ask(llm, seed=8).token_ids == crowd[0].outputs[1].token_ids != alone
     # Two preempted again and again draw what they would have drawn undisturbed.
     small = load(folder, num_gpu_blocks_override=1 + 8, max_model_len=64)
-    pressed = small.generate([PROMPT, PROMPT[::-1], PROMPT[1:]] * 2, SamplingParams(
-        max_tokens=50, ignore_eos=True, seed=7
-    ))
+    pressed = small.generate(
+        [PROMPT, PROMPT[::-1], PROMPT[1:]] * 2,
+        SamplingParams(max_tokens=50, ignore_eos=True, seed=7),
+    )
     assert small.core.scheduler.pool.usage == 0.0
     assert pressed[0].outputs[0].token_ids[:24] == alone
 
@@ -69,7 +70,12 @@ def test_top_k_one_is_greedy(llm: LLM) -> None:
 
 def test_logprobs_equal_transformers(llm: LLM, folder: Path) -> None:
     params = SamplingParams(
-        max_tokens=6, temperature=0.7, seed=3, logprobs=4, prompt_logprobs=2, ignore_eos=True,
+        max_tokens=6,
+        temperature=0.7,
+        seed=3,
+        logprobs=4,
+        prompt_logprobs=2,
+        ignore_eos=True,
         frequency_penalty=1.0,
     )
     generation = llm.generate([PROMPT], params)[0]
@@ -105,7 +111,10 @@ def test_prompt_logprobs_are_the_same_in_chunks_and_with_a_warm_cache(folder: Pa
     assert whole is not None and again.prompt_logprobs is not None
     for one, other in zip(whole[1:], again.prompt_logprobs[1:], strict=True):
         assert one is not None and other is not None
-        assert (one.token_id, one.logprob) == (other.token_id, pytest.approx(other.logprob, abs=1e-4))
+        assert (one.token_id, one.logprob) == (
+            other.token_id,
+            pytest.approx(other.logprob, abs=1e-4),
+        )
 
 
 def test_repetition_is_punished(llm: LLM) -> None:
@@ -119,9 +128,13 @@ def test_repetition_is_punished(llm: LLM) -> None:
 
 def test_penalties_survive_preemption(folder: Path) -> None:
     params = SamplingParams(
-        temperature=0.0, frequency_penalty=0.7, repetition_penalty=1.3, max_tokens=45, ignore_eos=True
+        temperature=0.0,
+        frequency_penalty=0.7,
+        repetition_penalty=1.3,
+        max_tokens=45,
+        ignore_eos=True,
     )
-    prompts = [PROMPT, PROMPT[::-1], PROMPT[2:] + [1, 2]]
+    prompts = [PROMPT, PROMPT[::-1], [*PROMPT[2:], 1, 2]]
     roomy = load(folder, max_model_len=64).generate(prompts, params)
     tight = load(folder, max_model_len=64, num_gpu_blocks_override=1 + 5).generate(prompts, params)
     assert [each.outputs[0].token_ids for each in tight] == [
@@ -132,7 +145,9 @@ def test_penalties_survive_preemption(folder: Path) -> None:
 def test_logit_bias_forces_and_bans(llm: LLM) -> None:
     assert set(ask(llm, logit_bias={11: 100.0}, temperature=0.0).token_ids) == {11}
     greedy = ask(llm, temperature=0.0, max_tokens=1).token_ids[0]
-    assert ask(llm, temperature=0.0, max_tokens=1, logit_bias={greedy: -100.0}).token_ids != [greedy]
+    assert ask(llm, temperature=0.0, max_tokens=1, logit_bias={greedy: -100.0}).token_ids != [
+        greedy
+    ]
 
 
 def test_eos_ends_and_min_tokens_hold_it_off(llm: LLM) -> None:
@@ -184,4 +199,6 @@ def test_mistakes_are_refused_before_anything_runs(
 def test_a_context_that_does_not_fit_names_the_one_that_does(folder: Path) -> None:
     with pytest.raises(OutOfMemory, match="--max-model-len 48"):
         load(folder, num_gpu_blocks_override=1 + 3)
-    assert load(folder, num_gpu_blocks_override=1 + 3, max_model_len=-1).core.ready.max_model_len == 48
+    assert (
+        load(folder, num_gpu_blocks_override=1 + 3, max_model_len=-1).core.ready.max_model_len == 48
+    )

@@ -49,9 +49,12 @@ def explain_change(before: str | None, after: str) -> str:
     (an annotation that somebody removed) gives a general sentence.
     """
     try:
-        old = _flatten(json.loads(before or ""), "spec")
-    except (ValueError, AttributeError):
+        kept = json.loads(before or "")
+    except ValueError:
         return OPERATOR_CHANGED
+    if not isinstance(kept, dict):
+        return OPERATOR_CHANGED
+    old = _flatten(kept, "spec")
     new = _flatten(json.loads(after), "spec")
     changes = []
     for path in sorted({*old, *new}):

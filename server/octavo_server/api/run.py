@@ -33,6 +33,7 @@ T = TypeVar("T")
 
 # How long the last responses may take to be read, once nothing runs any more.
 _FLUSH_SECONDS = 5
+_STOP_SECONDS = 5  # for the engine to leave by itself
 
 
 class HttpServer(uvicorn.Server):
@@ -54,6 +55,7 @@ class Run:
         self._listener = listener
         self._started = time.monotonic()
         self._engine: EngineClient | None = None
+        self._loaded = False
         self._signals = 0
         self._stop = asyncio.Event()
         self._failed: asyncio.Future[Failed] = asyncio.get_running_loop().create_future()
@@ -95,7 +97,8 @@ class Run:
             self._http.should_exit = True
             await asyncio.wait([http], timeout=_FLUSH_SECONDS + 1)
             if self._engine is not None:
-                await self._engine.stop()
+                # One that still loads would not listen: it is killed at once.
+                await self._engine.stop(_STOP_SECONDS if self._loaded else 0)
 
     def progress(self, text: str) -> None:
         """One line for people."""
@@ -149,6 +152,7 @@ class Run:
             self._engine.send(message)
 
     def _on_loaded(self) -> None:
+        self._loaded = True
         host, port = self._listener.getsockname()[:2]
         name = self._settings.served_model_names[0]
         self.progress(f"ready: {name} on http://{host}:{port}/v1")

@@ -67,7 +67,9 @@ class BlockPool:
             self._references[block] += 1
 
     def allocate(self, count: int) -> list[int]:
-        """Lend `count` pages to one holder, forgetting what they cached. The caller checked `num_free`."""
+        """Lend `count` pages to one holder, forgetting what they cached. The caller checked
+        `num_free`.
+        """
         assert count <= len(self._free), "allocate() beyond num_free"
         blocks = []
         for _ in range(count):
@@ -100,7 +102,9 @@ class BlockPool:
         self._forget(block)
 
     def check_integrity(self, held: Iterable[Sequence[int]]) -> None:
-        """Assert that these holders' pages, and nothing else, are counted. For tests and idle moments."""
+        """Assert that these holders' pages, and nothing else, are counted. For tests and idle
+        moments.
+        """
         expected = [0] * self.num_blocks
         for blocks in held:
             for block in blocks:
@@ -129,5 +133,7 @@ def extend_hashes(
     for index in range(len(hashes), len(token_ids) // block_size):
         parent = hashes[-1] if hashes else (salt or "").encode()
         digest = hashlib.blake2b(parent, digest_size=16)
-        digest.update(array("q", token_ids[index * block_size : (index + 1) * block_size]).tobytes())
+        digest.update(
+            array("q", token_ids[index * block_size : (index + 1) * block_size]).tobytes()
+        )
         hashes.append(digest.digest())

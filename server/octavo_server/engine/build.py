@@ -8,8 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from octavo_kernels.ops import select_ops
 
+from octavo_kernels.ops import select_ops
 from octavo_server.config import EngineConfig
 from octavo_server.engine.block_pool import BlockPool
 from octavo_server.engine.core import EngineCore
@@ -51,7 +51,12 @@ def build_engine(config: EngineConfig, progress: Callable[[str], None]) -> Engin
         block_size=config.block_size,
         dtype=dtype_name,
         cache_bytes=cache_bytes(
-            config, model, device=device, dtype=dtype, max_step_tokens=step_tokens, progress=progress
+            config,
+            model,
+            device=device,
+            dtype=dtype,
+            max_step_tokens=step_tokens,
+            progress=progress,
         ),
         max_model_len=config.max_model_len,
         num_blocks=config.num_gpu_blocks_override,
@@ -101,8 +106,8 @@ def build_engine(config: EngineConfig, progress: Callable[[str], None]) -> Engin
 def choose_device(config: EngineConfig) -> torch.device:
     if config.tensor_parallel_size != 1:
         raise InvalidSettings(
-            f"--tensor-parallel-size {config.tensor_parallel_size}: this version runs a model on one "
-            "device only; use 1"
+            f"--tensor-parallel-size {config.tensor_parallel_size}: this version runs a model on "
+            "one device only; use 1"
         )
     if config.device == "cuda" and not torch.cuda.is_available():
         raise InvalidSettings("--device cuda, but this machine has no usable GPU; use --device cpu")
@@ -126,7 +131,8 @@ def choose_dtype(config: EngineConfig, checkpoint: str, device: torch.device) ->
 def usable_cpus() -> int:
     """Cores this process may use: its affinity, cut by the container's CPU quota (cgroup v2).
 
-    A pod limited to 4 CPUs of a 128-core node would otherwise start 128 threads that throttle each other.
+    A pod limited to 4 CPUs of a 128-core node would otherwise start 128 threads that throttle each
+    other.
     """
     cpus = len(os.sched_getaffinity(0))
     try:
@@ -139,7 +145,9 @@ def usable_cpus() -> int:
 
 
 def _first_step(core: EngineCore, progress: Callable[[str], None]) -> None:
-    """Prove that the engine computes before anybody is told that it is ready; also compiles kernels."""
+    """Prove that the engine computes before anybody is told that it is ready; also compiles
+    kernels.
+    """
     started = time.monotonic()
     request = Add("first-step", [0], SamplingParams(max_tokens=2, temperature=0.0), started)
     core.add(request)

@@ -33,15 +33,13 @@ class EngineClient:
     `Failed("EngineFailed", ...)`.
     """
 
-    def __init__(
-        self, config: EngineConfig, *, on_message: Callable[[FromEngine], None]
-    ) -> None:
+    def __init__(self, config: EngineConfig, *, on_message: Callable[[FromEngine], None]) -> None:
         self._config = config
         self._on_message = on_message
         self._folder = Path(tempfile.mkdtemp(prefix="octavo-"))
         self._context = zmq.Context()
-        # NOTE: the connecting end of a pipe queues from the first message on, the binding end only once
-        # it has a peer. Senders therefore connect, receivers bind, and no send ever blocks.
+        # NOTE: the connecting end of a pipe queues from the first message on, the binding end only
+        # once it has a peer. Senders therefore connect, receivers bind, and no send ever blocks.
         self._requests = self._context.socket(zmq.PUSH)
         self._requests.set_hwm(0)
         self._requests.connect(self._address("requests"))

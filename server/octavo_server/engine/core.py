@@ -1,4 +1,6 @@
-"""The engine as one object: requests in, a step at a time, tokens out. Knows no process and no clock but time."""
+"""The engine as one object: requests in, a step at a time, tokens out. Knows no process and no
+clock but time.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,9 @@ from octavo_server.errors import EngineDead
 logger = logging.getLogger(__name__)
 
 MAX_FAILED_STEPS = 3
-"""Failures in a row before the engine gives up: one odd request must not end it, a broken device must."""
+"""Failures in a row before the engine gives up: one odd request must not end it, a broken device
+must.
+"""
 
 
 class StepRunner(Protocol):
@@ -25,7 +29,9 @@ class StepRunner(Protocol):
 
 
 class EngineCore:
-    """Ties the scheduler to a runner. `step_started` tells a watcher how long the current step takes."""
+    """Ties the scheduler to a runner. `step_started` tells a watcher how long the current step
+    takes.
+    """
 
     def __init__(self, scheduler: Scheduler, runner: StepRunner, ready: Ready) -> None:
         self.scheduler = scheduler
@@ -75,7 +81,9 @@ class EngineCore:
             self._failed_in_a_row += 1
             outputs = self.scheduler.fail_step(f"the engine failed at this request: {error}")
             if self._failed_in_a_row == MAX_FAILED_STEPS:
-                raise EngineDead(f"{MAX_FAILED_STEPS} steps failed in a row, last: {error}") from error
+                raise EngineDead(
+                    f"{MAX_FAILED_STEPS} steps failed in a row, last: {error}"
+                ) from error
         finally:
             self.step_started = None
         self.steps_done += 1

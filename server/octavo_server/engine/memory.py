@@ -1,4 +1,6 @@
-"""How many bytes the KV cache gets: a stated amount on CPU, what `gpu_memory_utilization` leaves on a GPU."""
+"""How many bytes the KV cache gets: a stated amount on CPU, what `gpu_memory_utilization` leaves on
+a GPU.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +25,8 @@ def cache_bytes(
     max_step_tokens: int,
     progress: Callable[[str], None],
 ) -> int:
-    """Bytes for keys and values of all layers. Runs the largest step once on a GPU to see what it needs.
+    """Bytes for keys and values of all layers. Runs the largest step once on a GPU to see what it
+    needs.
 
     Raises `OutOfMemory` when nothing is left.
     """
@@ -34,7 +37,8 @@ def cache_bytes(
     weights = torch.cuda.memory_allocated(device)
     activations = _peak_of_largest_step(config, model, device, dtype, max_step_tokens)
     free, total = torch.cuda.mem_get_info(device)
-    # Everything on the card but our caching allocator's spare: other tenants, the context, the weights.
+    # Everything on the card but our caching allocator's spare: other tenants, the context, the
+    # weights.
     used = total - free
     budget = int(total * config.gpu_memory_utilization)
     left = budget - used - activations

@@ -33,7 +33,8 @@ class Add(msgspec.Struct, tag="add"):
 class Abort(msgspec.Struct, tag="abort"):
     """Forget these requests and free what they hold; unknown ids are ignored.
 
-    Outputs already on their way may still arrive: the receiver drops outputs of ids it does not know.
+    Outputs already on their way may still arrive: the receiver drops outputs of ids it does not
+    know.
     """
 
     request_ids: list[str]
@@ -44,7 +45,8 @@ class Shutdown(msgspec.Struct, tag="shutdown"):
 
 
 class TokenLogprobs(msgspec.Struct, array_like=True):
-    """Log probabilities at one position, taken before temperature and penalties (as vLLM's raw_logprobs).
+    """Log probabilities at one position, taken before temperature and penalties (as vLLM's
+    raw_logprobs).
 
     `top_ids`/`top_logprobs` hold the requested number of best tokens, best first. `rank` is the
     chosen token's 1-based rank in the vocabulary.
@@ -60,12 +62,11 @@ class TokenLogprobs(msgspec.Struct, array_like=True):
 class TokenOutput(msgspec.Struct, omit_defaults=True):
     """What one step brought to one request.
 
-    A request whose `finish_reason` is set gets nothing afterwards. On "stop", `stop_token_id` is the
-    id that ended it and is the last of `token_ids` (the API process drops it from the text when it is
-    special or a stop id). `prompt_logprobs` comes once, with the first token: entry 0 is None,
-    entry i judges prompt token i.
-    `cached_tokens` (prompt tokens found in the prefix cache) and `scheduled` (monotonic time of first
-    scheduling) come with the first token, else are None.
+    A request whose `finish_reason` is set gets nothing afterwards. On "stop", `stop_token_id` is
+    the id that ended it and is the last of `token_ids` (the API process drops it from the text when
+    it is special or a stop id). `prompt_logprobs` comes once, with the first token: entry 0 is
+    None, entry i judges prompt token i. `cached_tokens` (prompt tokens found in the prefix cache)
+    and `scheduled` (monotonic time of first scheduling) come with the first token, else are None.
     """
 
     request_id: str
@@ -94,7 +95,9 @@ class EngineStats(msgspec.Struct):
 
 
 class Ready(msgspec.Struct, tag="ready"):
-    """The engine loaded and made its first real step; the figures that the API process validates against."""
+    """The engine loaded and made its first real step; the figures that the API process validates
+    against.
+    """
 
     max_model_len: int
     vocab_size: int
@@ -112,7 +115,8 @@ class Progress(msgspec.Struct, tag="progress"):
 
 
 class Outputs(msgspec.Struct, tag="outputs"):
-    """One message a step for all requests that got something; also sent, empty, when gauges changed.
+    """One message a step for all requests that got something; also sent, empty, when gauges
+    changed.
 
     `now` is the monotonic time at which the step's tokens became known.
     """
@@ -123,7 +127,8 @@ class Outputs(msgspec.Struct, tag="outputs"):
 
 
 class Heartbeat(msgspec.Struct, tag="heartbeat"):
-    """Sent every second from a thread of the engine process, so that a stuck step is told from an idle engine.
+    """Sent every second from a thread of the engine process, so that a stuck step is told from an
+    idle engine.
 
     `step_started` is the monotonic time at which the step now running began, None between steps; a
     dead process sends nothing, a busy one says for how long.

@@ -20,7 +20,14 @@ import zmq
 
 from octavo_server.config import EngineConfig
 from octavo_server.engine.core import EngineCore
-from octavo_server.engine.messages import Failed, FromEngine, Heartbeat, Progress, Shutdown, ToEngine
+from octavo_server.engine.messages import (
+    Failed,
+    FromEngine,
+    Heartbeat,
+    Progress,
+    Shutdown,
+    ToEngine,
+)
 from octavo_server.errors import StartupError
 
 HEARTBEAT_SECONDS = 1.0
@@ -42,7 +49,9 @@ class Settings(msgspec.Struct):
 def main() -> int:
     settings = msgspec.json.decode(sys.stdin.buffer.readline(), type=Settings)
     _die_with_parent(settings.parent_pid)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the API process's to handle: it drains.
+    signal.signal(
+        signal.SIGINT, signal.SIG_IGN
+    )  # Ctrl-C is the API process's to handle: it drains.
     logging.basicConfig(level=logging.INFO, format="%(asctime)s engine %(levelname)s %(message)s")
     context = zmq.Context()
     outputs = Sender(context, settings.outputs_address)
@@ -103,9 +112,7 @@ class Sender:
         self._socket.send(self._encoder.encode(message))
 
 
-def _beat(
-    core: EngineCore, context: zmq.Context[zmq.Socket[bytes]], outputs_address: str
-) -> None:
+def _beat(core: EngineCore, context: zmq.Context[zmq.Socket[bytes]], outputs_address: str) -> None:
     sender = Sender(context, outputs_address)
     while True:
         sender.send(Heartbeat(time.monotonic(), core.has_work, core.steps_done, core.step_started))
@@ -113,7 +120,9 @@ def _beat(
 
 
 def _die_with_parent(parent_pid: int) -> None:
-    """No orphan may hold a GPU: the kernel's signal where there is one, end-of-file on stdin elsewhere."""
+    """No orphan may hold a GPU: the kernel's signal where there is one, end-of-file on stdin
+    elsewhere.
+    """
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
         if os.getppid() != parent_pid:
@@ -122,7 +131,8 @@ def _die_with_parent(parent_pid: int) -> None:
 
 
 def _watch_stdin() -> None:
-    # os.read, not the buffered reader: a thread that holds its lock would abort the interpreter's exit.
+    # os.read, not the buffered reader: a thread that holds its lock would abort the interpreter's
+    # exit.
     while os.read(0, 4096):
         pass
     os._exit(1)

@@ -1,4 +1,5 @@
-"""What a rank remembers of every running sequence between steps: tokens, pages, sampling parameters.
+"""What a rank remembers of every running sequence between steps: tokens, pages, sampling
+parameters.
 
 Arrays over rows, so that a step's inputs are gathers and not Python loops over requests.
 """
@@ -46,7 +47,9 @@ class Rows:
         self.token_ids[row, self.num_tokens[row]] = token_id
         self.num_tokens[row] += 1
 
-    def slots(self, rows: npt.NDArray[np.int64], positions: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    def slots(
+        self, rows: npt.NDArray[np.int64], positions: npt.NDArray[np.int64]
+    ) -> npt.NDArray[np.int64]:
         """Cache slot of each (row, position): int64 `[tokens]`."""
         blocks = self.block_tables[rows, positions // self.block_size].astype(np.int64)
         return blocks * self.block_size + positions % self.block_size

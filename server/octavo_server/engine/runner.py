@@ -1,16 +1,16 @@
 """Runs a step on one device: rows in, sampled tokens out.
 
-Everything that touches the device is here, in the sampler and in the models; the scheduler never sees
-a tensor.
+Everything that touches the device is here, in the sampler and in the models; the scheduler never
+sees a tensor.
 """
 
 from __future__ import annotations
 
 import numpy as np
 import torch
-from octavo_kernels.ops import Ops
 from torch import Tensor
 
+from octavo_kernels.ops import Ops
 from octavo_server.engine.messages import TokenLogprobs
 from octavo_server.engine.rows import Rows
 from octavo_server.engine.sampler import Sampler
@@ -102,10 +102,10 @@ class Runner:
             last = self._to_device(ends[sampled] - 1)
             rows = np.asarray(step.rows, np.int64)[sampled]
             ids, entries = self._sampler.sample(self._model.logits(hidden[last]), rows)
-            for index, row, token_id, entry in zip(sampled, rows, ids, entries, strict=True):
-                token_ids[index] = token_id
-                logprobs[index] = entry
-                self._append(int(row), token_id)
+            for place, token_id, entry in zip(sampled.tolist(), ids, entries, strict=True):
+                token_ids[place] = token_id
+                logprobs[place] = entry
+                self._append(step.rows[place], token_id)
         return Sampled(token_ids, logprobs, prompt_logprobs)
 
     def _append(self, row: int, token_id: int) -> None:

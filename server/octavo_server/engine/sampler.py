@@ -1,7 +1,7 @@
 """From logits to token ids: the stages that only some rows ask for, then the one that all need.
 
-Order as in vLLM: raw log probabilities are taken first; then bias, penalties and the min_tokens mask;
-then temperature, top-k, top-p, min-p and the draw.
+Order as in vLLM: raw log probabilities are taken first; then bias, penalties and the min_tokens
+mask; then temperature, top-k, top-p, min-p and the draw.
 """
 
 from __future__ import annotations
@@ -11,18 +11,22 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 import torch
-from octavo_kernels.ops import Ops
 from torch import Tensor
 
+from octavo_kernels.ops import Ops
 from octavo_server.engine.messages import TokenLogprobs
 from octavo_server.engine.rows import Rows
 
 _PROMPT_LOGITS_ROWS = 128
-"""Prompt positions judged at a time: 128 x 152k float32 logits are 78 MB, and twice that transiently."""
+"""Prompt positions judged at a time: 128 x 152k float32 logits are 78 MB, and twice that
+transiently.
+"""
 
 
 class Sampler:
-    """Draws one token per row. Owns the token counts of rows with penalties (`slots`, bounded by the scheduler)."""
+    """Draws one token per row. Owns the token counts of rows with penalties (`slots`, bounded by
+    the scheduler).
+    """
 
     def __init__(self, rows: Rows, ops: Ops, device: torch.device, vocab_size: int) -> None:
         self._rows = rows
@@ -87,8 +91,12 @@ class Sampler:
                 logprobs[i] = entry
         return ids, logprobs
 
-    def judge_prompt(self, logits_of: LogitsOf, hidden: Tensor, row: int, start: int) -> list[TokenLogprobs]:
-        """Log probabilities of the prompt tokens that follow positions `[start, start + len(hidden))`."""
+    def judge_prompt(
+        self, logits_of: LogitsOf, hidden: Tensor, row: int, start: int
+    ) -> list[TokenLogprobs]:
+        """Log probabilities of the prompt tokens that follow positions `[start, start +
+        len(hidden))`.
+        """
         end = min(start + len(hidden), int(self._rows.num_prompt_tokens[row]) - 1)
         wanted = self._rows.params[row].prompt_logprobs or 0
         entries: list[TokenLogprobs] = []
@@ -131,7 +139,7 @@ class LogitsOf(Protocol):
 
 
 def _judge(logits: Tensor, token_ids: Tensor, wanted: list[int]) -> list[TokenLogprobs]:
-    """Chosen and best log probabilities per row; logits `[rows, vocab]`, token_ids int64 `[rows]`."""
+    """Chosen and best log probabilities; logits `[rows, vocab]`, token_ids int64 `[rows]`."""
     logprobs = torch.log_softmax(logits, dim=-1)
     chosen = logprobs.gather(1, token_ids[:, None])
     ranks = (logprobs > chosen).sum(1) + 1

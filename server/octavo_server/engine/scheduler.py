@@ -1,8 +1,8 @@
 """Decides what each step computes: one token budget, no separate prefill and decode phases.
 
 Each step gives every request some number of its uncomputed tokens: one for a request that decodes,
-a chunk of the prompt for one that does not yet (Sarathi-Serve's stall-free batching, Agrawal et al.,
-OSDI 2024). First come, first served; when pages run out the youngest is preempted and later
+a chunk of the prompt for one that does not yet (Sarathi-Serve's stall-free batching, Agrawal et
+al., OSDI 2024). First come, first served; when pages run out the youngest is preempted and later
 recomputed.
 """
 
@@ -22,13 +22,15 @@ COUNT_SLOTS = 64
 """Rows with penalties at a time: each costs 5 bytes per vocabulary id (48 MB for 152k ids)."""
 
 WATERMARK = 0.01
-"""Share of pages kept free at admission, so that running rows can grow before anybody is preempted."""
+"""Share of pages kept free at admission, so that running rows can grow before anybody is preempted.
+"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SchedulerConfig:
     """`max_step_tokens` bounds a step while nobody decodes, `max_mixed_tokens` while somebody does:
-    a decoding stream waits for the whole step, so its inter-token latency is bounded by the latter."""
+    a decoding stream waits for the whole step, so its inter-token latency is bounded by the latter.
+    """
 
     max_model_len: int
     max_num_seqs: int
@@ -39,7 +41,7 @@ class SchedulerConfig:
 
 
 class Scheduler:
-    """Owns the sequences and their pages. `schedule` and `update` alternate; `abort` comes between."""
+    """Owns the sequences and their pages. `schedule` and `update` alternate, `abort` between them."""
 
     def __init__(
         self,
@@ -69,7 +71,8 @@ class Scheduler:
     def add(self, request: Add) -> None:
         """Queue a validated request."""
         sequence = Sequence(request)
-        assert 0 < sequence.num_prompt_tokens < self.config.max_model_len, "validated by the caller"
+        fits = 0 < sequence.num_prompt_tokens < self.config.max_model_len
+        assert fits, "validated by the caller"
         assert request.request_id not in self._live, "request ids are never reused"
         self._live[sequence.request_id] = sequence
         self.waiting.append(sequence)
@@ -118,10 +121,10 @@ class Scheduler:
             self._give(step, sequence, count)
             budget -= count
         if not step.rows:
-            assert not self.running and not self.waiting, "work that no step can take on"
+            assert not self.has_work, "work that no step can take on"
             return None
-        # NOTE: rows freed by preemption in this very pass are in the list too; a row is freed before it
-        # is taken again because Step is applied in field order.
+        # NOTE: rows freed by preemption in this very pass are in the list too; a row is freed
+        # before it is taken again because Step is applied in field order.
         self._freed_rows = []
         return step
 
@@ -159,7 +162,9 @@ class Scheduler:
         return outputs
 
     def fail_step(self, message: str) -> list[TokenOutput]:
-        """The step did not run to its end: its requests end with an error, its pages are not findable."""
+        """The step did not run to its end: its requests end with an error, its pages are not
+        findable.
+        """
         for block in self._published:
             self.pool.withdraw(block)
         outputs = []
@@ -190,10 +195,12 @@ class Scheduler:
         """Assert the invariants that tie sequences, rows and pages together."""
         self.pool.check_integrity([sequence.block_ids for sequence in self._live.values()])
         rows = [sequence.row for sequence in self.running]
-        assert NO_ROW not in rows and len(set(rows)) == len(rows), "a row has two sequences"
+        assert len(set(rows) - {NO_ROW}) == len(rows), "a row has two sequences"
         assert len(rows) + len(self._free_rows) == self.config.max_num_seqs, "a row was lost"
         assert len(self._live) == len(self.running) + len(self.waiting), "a request was lost"
-        assert all(not sequence.block_ids for sequence in self.waiting), "a waiting request holds pages"
+        assert all(not sequence.block_ids for sequence in self.waiting), (
+            "a waiting request holds pages"
+        )
 
     # -- the parts of schedule() ------------------------------------------------------------------
 
@@ -225,7 +232,7 @@ class Scheduler:
         return next(each for each in reversed(self.running) if id(each) not in scheduled)
 
     def _admit(self, sequence: Sequence, budget: int) -> int:
-        """Give a waiting sequence a row, its cached prefix and its first pages; 0 if it must wait."""
+        """Give a waiting sequence a row, its cached prefix, its first pages; 0 if it must wait."""
         if sequence.params.needs_counts and self._count_slots_used == self.config.count_slots:
             return 0
         hashes = sequence.extend_hashes(self.config.block_size)
@@ -241,9 +248,7 @@ class Scheduler:
             return 0
         count = min(len(sequence.token_ids) - cached, budget)
         self.pool.acquire(hits)
-        sequence.block_ids = hits + self.pool.allocate(
-            self._blocks_for(cached + count) - len(hits)
-        )
+        sequence.block_ids = hits + self.pool.allocate(self._blocks_for(cached + count) - len(hits))
         sequence.num_computed = cached
         sequence.num_published = len(hits)
         sequence.row = self._free_rows.pop()
@@ -268,7 +273,8 @@ class Scheduler:
         step.samples.append(end == len(sequence.token_ids))
         self._scheduled.append(sequence)
         # NOTE: findable from now on, before it is computed: in each layer all keys of a step are
-        # written before any of its rows attends, so a request admitted later in this same pass may hit.
+        # written before any of its rows attends, so a request admitted later in this same pass may
+        # hit.
         hashes = sequence.extend_hashes(self.config.block_size)
         for index in range(sequence.num_published, end // self.config.block_size):
             if self.pool.publish(sequence.block_ids[index], hashes[index]):

@@ -17,7 +17,8 @@ class Status(Enum):
 
 
 class Sequence:
-    """Tokens `[0, num_computed)` have their keys and values in `block_ids`; the rest are to be computed.
+    """Tokens `[0, num_computed)` have their keys and values in `block_ids`; the rest are to be
+    computed.
 
     A preempted sequence keeps its tokens and computes them again: known tokens are replayed, never
     sampled a second time.
@@ -72,7 +73,9 @@ class Sequence:
 
     @property
     def wants_prompt_logprobs(self) -> bool:
-        """Whether prompt positions are still to be judged: they must be computed, not found in the cache."""
+        """Whether prompt positions are still to be judged: they must be computed, not found in the
+        cache.
+        """
         return self.prompt_logprobs is not None
 
     def extend_hashes(self, block_size: int) -> list[bytes]:

@@ -1,7 +1,7 @@
 """What the scheduler tells every rank to compute, and what comes back.
 
-A `Step` is a difference: ranks keep each row's tokens, pages and sampling parameters between steps, so
-a decode step of 512 rows is a few kilobytes.
+A `Step` is a difference: ranks keep each row's tokens, pages and sampling parameters between steps,
+so a decode step of 512 rows is a few kilobytes.
 """
 
 from __future__ import annotations
@@ -13,7 +13,9 @@ from octavo_server.sampling_params import SamplingParams
 
 
 class NewRow(msgspec.Struct, array_like=True):
-    """A sequence takes a row: `token_ids` are all it has (after a preemption, also what it generated)."""
+    """A sequence takes a row: `token_ids` are all it has (after a preemption, also what it
+    generated).
+    """
 
     row: int
     token_ids: list[int]
@@ -25,9 +27,9 @@ class NewRow(msgspec.Struct, array_like=True):
 class Step(msgspec.Struct, array_like=True):
     """One forward pass. Apply in field order: rows freed, rows taken, pages appended, then compute.
 
-    For scheduled row `rows[i]`, tokens `[starts[i], starts[i] + counts[i])` are computed; `samples[i]`
-    says that they reach the end of its known tokens, so that a new token is drawn. Decode rows come
-    first, so that the batch splits into a decode part and a rest without a sort.
+    For scheduled row `rows[i]`, tokens `[starts[i], starts[i] + counts[i])` are computed;
+    `samples[i]` says that they reach the end of its known tokens, so that a new token is drawn.
+    Decode rows come first, so that the batch splits into a decode part and a rest without a sort.
     """
 
     freed_rows: list[int]
@@ -46,8 +48,8 @@ class Step(msgspec.Struct, array_like=True):
 class Sampled(msgspec.Struct, array_like=True):
     """Results of a step, in its row order; None where nothing was asked.
 
-    `token_ids[i]` is None where `samples[i]` was False. `prompt_logprobs[i]` judges the prompt tokens
-    after each computed position: tokens `starts[i] + 1 ...`, cut at the prompt's end.
+    `token_ids[i]` is None where `samples[i]` was False. `prompt_logprobs[i]` judges the prompt
+    tokens after each computed position: tokens `starts[i] + 1 ...`, cut at the prompt's end.
     """
 
     token_ids: list[int | None]

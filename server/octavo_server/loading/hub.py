@@ -135,20 +135,26 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
 
 
 def _progress_class(model: str, progress: Callable[[str], None]) -> Any:
-    """What huggingface_hub takes for a tqdm: it adds every file's size to `total` and calls `update`."""
+    """A bar that prints a line now and then; huggingface_hub adds the bytes of all files to it."""
+    from tqdm.auto import tqdm  # type: ignore[import-untyped]
 
-    class Lines:
-        def __init__(self, *_: Any, total: float | None = None, unit: str = "it", **__: Any) -> None:
-            self.total, self.counts_bytes = total or 0, unit == "B"
-            self.done, self.told = 0.0, time.monotonic()
+    base: Any = tqdm
 
-        def update(self, count: float | None = 1) -> None:
-            with _PROGRESS_LOCK:
-                self.done += count or 0
+    class Lines(base):  # type: ignore[misc]
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            self.counts_bytes = "Reconstructing" in str(kwargs.get("desc"))
+            self.done, self.told, self.guard = 0.0, time.monotonic(), threading.Lock()
+            super().__init__(*args, **kwargs | {"disable": True})
+            self.total = kwargs.get("total")
+
+        def update(self, n: float | None = 1) -> None:
+            with self.guard:
+                self.done += n or 0
                 now = time.monotonic()
                 if not self.counts_bytes or now - self.told < _PROGRESS_SECONDS:
                     return
                 self.told = now
-            progress(f"downloading {model}: {self.done / 1e9:.2f} of {self.total / 1e9:.2f} GB")
+            total = (self.total or 0) / 1e9
+            progress(f"downloading {model}: {self.done / 1e9:.2f} of {total:.2f} GB")
 
     return Lines

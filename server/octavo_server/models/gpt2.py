@@ -10,7 +10,7 @@ from torch import Tensor
 
 from octavo_kernels.ops import Ops
 from octavo_server.model_config import ModelConfig
-from octavo_server.models.causal_lm import Batch, Embedding, Linear
+from octavo_server.models.causal_lm import Batch, Embedding, Linear, new_residual
 
 # Causal masks that old checkpoints carry as buffers.
 _MASKS = re.compile(r"h\.\d+\.attn\.(bias|masked_bias)")
@@ -104,7 +104,7 @@ class GPT2:
 
     def forward(self, token_ids: Tensor, positions: Tensor, batch: Batch) -> Tensor:
         x = self.embedding(token_ids) + F.embedding(positions, self.positions)
-        residual = torch.zeros_like(x)
+        residual = new_residual(x)
         for layer in self.layers:
             x = layer(x, residual, batch)
         return self.ln_f(x, residual)

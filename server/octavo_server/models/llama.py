@@ -7,7 +7,7 @@ from torch import Tensor
 
 from octavo_kernels.ops import Ops
 from octavo_server.model_config import ModelConfig
-from octavo_server.models.causal_lm import Batch, Embedding, Linear
+from octavo_server.models.causal_lm import Batch, Embedding, Linear, new_residual
 from octavo_server.models.rotary import cos_sin_table
 
 
@@ -126,7 +126,7 @@ class Llama:
 
     def forward(self, token_ids: Tensor, positions: Tensor, batch: Batch) -> Tensor:
         x = self.embedding(token_ids)
-        residual = torch.zeros_like(x)
+        residual = new_residual(x)
         for layer in self.layers:
             x = layer(x, residual, positions, self.cos_sin, batch)
         return self.ops.rms_norm(x, self.norm, self.config.norm_eps, residual)

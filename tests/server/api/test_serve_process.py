@@ -145,6 +145,9 @@ def test_from_start_to_drain(start):
             and process.metric("num_requests_waiting") == 0
         )
 
+    aborted = [line for line in process.http.get("/metrics").text.splitlines() if "abort" in line]
+    assert float(aborted[0].split()[-1]) >= 8
+
     # SIGTERM: what runs is finished, new work is refused, then exit 0.
     thread, lines = stream(process, **LONG)
     process.process.send_signal(signal.SIGTERM)

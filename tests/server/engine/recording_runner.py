@@ -1,8 +1,10 @@
-"""A runner with no model: its KV cache holds, per slot, the whole prefix that a real one would encode.
+"""A runner with no model: its KV cache holds, per slot, the whole prefix that a real one would
+encode.
 
-Writing precedes reading, as in each layer of a real step, and every read is checked: a page written by
-two requests, evicted too early, or hit with the wrong prefix shows up as a wrong prefix in a slot. The
-token it draws is a pure function of the prefix, so any schedule must give any request the same output.
+Writing precedes reading, as in each layer of a real step, and every read is checked: a page written
+by two requests, evicted too early, or hit with the wrong prefix shows up as a wrong prefix in a
+slot. The token it draws is a pure function of the prefix, so any schedule must give any request the
+same output.
 """
 
 from __future__ import annotations
@@ -63,7 +65,9 @@ class RecordingRunner:
         for (row, start, count), states in zip(_spans(step), chains, strict=True):
             for position in range(start, start + count):
                 slot = self._slot(row, position)
-                assert slot not in written, f"rows {written[slot]} and {(row, position)} write one slot"
+                assert slot not in written, (
+                    f"rows {written[slot]} and {(row, position)} write one slot"
+                )
                 written[slot] = (row, position)
                 self.content[slot] = states[position]
         for (row, start, count), states in zip(_spans(step), chains, strict=True):

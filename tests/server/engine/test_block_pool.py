@@ -1,4 +1,5 @@
 import pytest
+
 from octavo_server.engine.block_pool import BlockPool, extend_hashes
 
 

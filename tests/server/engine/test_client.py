@@ -14,11 +14,11 @@ from pathlib import Path
 
 import psutil
 import pytest
+
 from octavo_server.config import EngineConfig
 from octavo_server.engine.client import EngineClient
 from octavo_server.engine.messages import Abort, Add, Failed, FromEngine, Heartbeat, Outputs, Ready
 from octavo_server.sampling_params import SamplingParams
-
 from tests.server.tiny_models import make_tiny
 
 START_SECONDS = 60

@@ -5,7 +5,6 @@ from octavo_server.engine.messages import Add, TokenOutput
 from octavo_server.engine.scheduler import Scheduler, SchedulerConfig
 from octavo_server.engine.step import Step
 from octavo_server.sampling_params import SamplingParams
-
 from tests.server.engine.recording_runner import RecordingRunner
 
 

@@ -1,4 +1,6 @@
-"""Random requests, aborts and failures against scheduler and block pool, with every page read checked."""
+"""Random requests, aborts and failures against scheduler and block pool, with every page read
+checked.
+"""
 
 from __future__ import annotations
 
@@ -7,11 +9,11 @@ import os
 import hypothesis.strategies as st
 from hypothesis import HealthCheck, settings
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
 from octavo_server.engine.block_pool import BlockPool
 from octavo_server.engine.messages import Add
 from octavo_server.engine.scheduler import Scheduler, SchedulerConfig
 from octavo_server.sampling_params import SamplingParams
-
 from tests.server.engine.recording_runner import VOCAB, RecordingRunner, expected_output
 
 EXAMPLES = int(os.environ.get("OCTAVO_SOAK_EXAMPLES", "200"))
@@ -22,7 +24,9 @@ steps_run = 0
 
 
 class Engine(RuleBasedStateMachine):
-    """Small pages, small pool, tiny vocabulary: hits, evictions and preemptions in almost every run."""
+    """Small pages, small pool, tiny vocabulary: hits, evictions and preemptions in almost every
+    run.
+    """
 
     @initialize(
         block_size=st.sampled_from([1, 2, 4]),

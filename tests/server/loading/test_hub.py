@@ -151,6 +151,18 @@ def test_a_start_that_failed_leaves_its_whole_files_to_the_next(
     assert len(hub.downloads("model-2.safetensors")) == 1
 
 
+def test_downloads_report_progress(
+    hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("octavo_server.loading.hub._PROGRESS_SECONDS", 0.0)
+    (hub.repositories[MODEL] / "model.safetensors").write_bytes(bytes(60_000_000))
+    monkeypatch.setattr("huggingface_hub.constants.DOWNLOAD_CHUNK_SIZE", 10_000_000)
+    lines: list[str] = []
+    resolve_source(EngineConfig(model=MODEL, download_dir=str(tmp_path / "cache")), lines.append)
+    assert f"downloading {MODEL}: 0.05 of 0.06 GB" in lines
+    assert lines[-1].startswith(f"{MODEL} at 0123456789ab: files ready in ")
+
+
 def test_half_a_model_in_the_cache_is_not_served(hub: Hub, tmp_path: Path) -> None:
     resolve(tmp_path, load_format="dummy")
     hub.answer_all_with = 503
