@@ -55,7 +55,8 @@ def layer_norm_triton(
     out = torch.empty(rows, width, dtype=x.dtype, device=x.device)
     if rows == 0:
         return out
-    assert x.stride(1) == 1 and (residual is None or residual.stride(1) == 1)
+    assert x.stride(1) == 1
+    assert residual is None or residual.stride(1) == 1
     block = next_power_of_2(width)
     layer_norm_kernel[(rows,)](
         out, x, weight, bias, x if residual is None else residual, width, eps,

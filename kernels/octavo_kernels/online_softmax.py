@@ -1,4 +1,4 @@
-"""Device functions that both attention kernels share: finding a program's sequence, and the loop over keys.
+"""What both attention kernels share on the device: finding a program's sequence, and the key loop.
 
 Softmax is online (Milakov & Gimelshein 2018; Dao 2022): a running maximum and sum per query row.
 """
@@ -30,7 +30,7 @@ def find_sequence(query_starts, index, seqs, BLOCK_Q: tl.constexpr):
 def attend(
     q,  # [BLOCK_M, HEAD_PAD]
     m,  # float32 [BLOCK_M]: running maximum of the scores, in log2 units
-    l,  # float32 [BLOCK_M]: running sum of weights
+    total,  # float32 [BLOCK_M]: running sum of weights
     acc,  # float32 [BLOCK_M, HEAD_PAD]
     key_cache,
     value_cache,
@@ -90,11 +90,11 @@ def attend(
         safe = tl.where(highest == float("-inf"), 0.0, highest)
         weights = tl.exp2(scores - safe[:, None])
         decay = tl.exp2(m - safe)
-        l = l * decay + tl.sum(weights, 1)
+        total = total * decay + tl.sum(weights, 1)
         acc = acc * decay[:, None]
         if FULL_PRECISION:
             acc = tl.dot(weights, v, acc, input_precision="ieee")
         else:
             acc = tl.dot(weights.to(v.dtype), v, acc)
         m = highest
-    return m, l, acc
+    return m, total, acc

@@ -11,6 +11,8 @@ import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
+from . import allocator
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -22,7 +24,7 @@ class PrepareLinear(Protocol):
 
 class Linear(Protocol):
     def __call__(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-        """`x [tokens, in] @ weight.T + bias -> [tokens, out]`, weight as `prepare_linear` returned it."""
+        """`x [tokens, in] @ weight.T + bias -> [tokens, out]`; weight from `prepare_linear`."""
 
 
 class PagedAttention(Protocol):
@@ -50,8 +52,10 @@ class PagedAttention(Protocol):
         step) sits at position `context_len - query_len + i` and sees keys at positions
         `(position - sliding_window, position]` (`sliding_window` 0: all before it).
         `max_query_len` and `max_context_len` are upper bounds the host knows; launching never
-        synchronises. Pages and table entries past `context_len` may hold anything, NaN included.
-        Sequences with no query token this step (`query_len` 0) are legal, as is a padded tail of them.
+        synchronises. Pages and table entries past `context_len`, and pages wholly before a
+        sequence's window, may hold anything, NaN included. Sequences with no query token this step
+        (`query_len` 0) are legal, as is a padded tail of them; output rows that belong to no
+        sequence are left as they are.
         Accumulates in float32; returns `[tokens, heads, head_size]` (`out` if given).
         """
 
@@ -92,10 +96,8 @@ class LayerNorm(Protocol):
 
 
 class Rotary(Protocol):
-    def __call__(
-        self, query: Tensor, key: Tensor, positions: Tensor, cos_sin: Tensor
-    ) -> None:
-        """Rotate query `[tokens, heads, d]` and key `[tokens, kv_heads, d]` in place, halves style (NeoX).
+    def __call__(self, query: Tensor, key: Tensor, positions: Tensor, cos_sin: Tensor) -> None:
+        """Rotate query `[tokens, heads, d]` and key `[tokens, kv_heads, d]` in place, halves style.
 
         cos_sin float32 `[max_positions, rotary_size]`: cos in the first half, sin in the second;
         dimensions past rotary_size pass through. positions int64 `[tokens]`. Views may be strided.
@@ -104,7 +106,10 @@ class Rotary(Protocol):
 
 class Activation(Protocol):
     def __call__(self, x: Tensor) -> Tensor:
-        """silu_mul: `[tokens, 2 * n] -> [tokens, n]`, silu(first half) * second half. gelu: tanh form, same shape."""
+        """silu_mul: `[tokens, 2 * n] -> [tokens, n]`, silu(first half) * second half.
+
+        gelu: the tanh form, same shape.
+        """
 
 
 class Sample(Protocol):
@@ -120,12 +125,14 @@ class Sample(Protocol):
     ) -> Tensor:
         """Draw one id per row -> int64 `[rows]`.
 
-        logits float32 `[rows, vocab]` (may be overwritten); temperature, top_p, min_p float32 `[rows]`;
-        top_k int32 `[rows]` (<= 0: off); seeds and positions int64 `[rows]`. Temperature 0 is argmax
-        (lowest id wins ties). Otherwise Gumbel-max over logits / temperature after top-k, then top-p
-        (the smallest set of best tokens whose mass reaches top_p; the token that crosses is kept), then
-        min_p (relative to the best). Noise is a stateless hash of (seed, position, id), the same on every
-        device: `sampling.gumbel_noise`. A row never gets an id whose logit is -inf.
+        logits float32 `[rows, vocab]` (may be overwritten); temperature, top_p, min_p float32
+        `[rows]`; top_k int32 `[rows]` (<= 0: off); seeds and positions int64 `[rows]`. Temperature
+        0 is argmax (lowest id wins ties). Otherwise Gumbel-max over logits / temperature after
+        top-k, then top-p (the smallest set of best tokens whose mass reaches top_p; the token that
+        crosses is kept), then min_p (relative to the best). Ids of equal logits stand or fall
+        together, so a set can be larger than k. Noise is a stateless hash of (seed, position, id),
+        the same on every device: `sampling.gumbel_noise`. A row never gets an id whose logit is
+        -inf.
         """
 
 
@@ -149,18 +156,29 @@ class Ops:
 def select_ops(device: str) -> Ops:
     """Table for "cuda" (Triton) or "cpu" (vectorised torch).
 
-    With TRITON_INTERPRET=1 and OCTAVO_OPS=triton the Triton table also runs on CPU tensors, slowly.
+    "cpu" also tells the C library to keep freed memory (`allocator`). With TRITON_INTERPRET=1 and
+    OCTAVO_OPS=triton the Triton table also runs on CPU tensors, slowly. Raises ValueError for
+    another device, RuntimeError where triton is needed and not there.
     """
     if device == "cuda" or (device == "cpu" and os.environ.get("OCTAVO_OPS") == "triton"):
         return _triton_ops(interpreted=device == "cpu")
     if device != "cpu":
         raise ValueError(f'no ops for device "{device}": choose "cuda" or "cpu"')
+    allocator.keep_freed_memory()
     return _torch_ops()
 
 
 def _torch_ops() -> Ops:
-    from . import activation, cache_write, layer_norm, linear, paged_attention
-    from . import rms_norm, rotary, sampling
+    from . import (
+        activation,
+        cache_write,
+        layer_norm,
+        linear,
+        paged_attention,
+        rms_norm,
+        rotary,
+        sampling,
+    )
 
     return Ops(
         name="torch",
@@ -178,8 +196,17 @@ def _torch_ops() -> Ops:
 
 
 def _triton_ops(*, interpreted: bool) -> Ops:
-    from . import activation, cache_write, language, layer_norm, linear, paged_attention
-    from . import rms_norm, rotary, sampling
+    from . import (
+        activation,
+        cache_write,
+        language,
+        layer_norm,
+        linear,
+        paged_attention,
+        rms_norm,
+        rotary,
+        sampling,
+    )
 
     if not language.HAS_TRITON:
         raise RuntimeError("the Triton ops need the package triton, which is not installed")

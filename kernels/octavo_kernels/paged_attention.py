@@ -1,9 +1,9 @@
 """Causal attention over paged keys and values: prefill, decode and mixed batches in one op.
 
-The Triton kernel follows vLLM's unified kernel (arXiv 2511.11581): all query heads of a kv head share
-a program ("GQA packing"), a program covers BLOCK_Q query tokens of one sequence, softmax is online
-(Milakov & Gimelshein 2018; Dao 2022). Its grid is an upper bound made of numbers the host knows,
-so a launch never waits for the device; programs without work leave at once.
+The Triton kernel follows vLLM's unified kernel (arXiv 2511.11581): all query heads of a kv head
+share a program ("GQA packing"), a program covers BLOCK_Q query tokens of one sequence, softmax is
+online (Milakov & Gimelshein 2018; Dao 2022). Its grid is an upper bound made of numbers the host
+knows, so a launch never waits for the device; programs without work leave at once.
 """
 
 from __future__ import annotations
@@ -86,22 +86,21 @@ def paged_attention_kernel(
     if HAS_WINDOW:
         key_begin = tl.maximum(before + first - window + 1, 0)
     m = tl.full([BLOCK_M], float("-inf"), tl.float32)
-    l = tl.zeros([BLOCK_M], tl.float32)
+    total = tl.zeros([BLOCK_M], tl.float32)
     acc = tl.zeros([BLOCK_M, HEAD_PAD], tl.float32)
     table = block_tables + seq * stride_bt
-    m, l, acc = attend(
-        q, m, l, acc, key_cache, value_cache, table, kv_head, key_begin, key_end,
+    m, total, acc = attend(
+        q, m, total, acc, key_cache, value_cache, table, kv_head, key_begin, key_end,
         query_positions, row_valid, scale_log2, window,
         stride_kb, stride_kh, stride_ks, stride_vb, stride_vh, stride_vs,
         BLOCK_SIZE, HEAD_SIZE, HEAD_PAD, TILE, HAS_WINDOW, FULL_PRECISION,
     )  # fmt: skip
-    result = acc / tl.where(l == 0.0, 1.0, l)[:, None]
+    result = acc / tl.where(total == 0.0, 1.0, total)[:, None]
     tl.store(
         out + (token_rows * stride_ot + heads * stride_oh)[:, None] + dims[None, :],
         result.to(out.dtype.element_ty),
         mask=mask,
     )
-
 
 
 def paged_attention_triton(
@@ -125,7 +124,8 @@ def paged_attention_triton(
         out = torch.empty(query.shape, dtype=query.dtype, device=query.device)
     if tokens == 0 or seqs == 0:
         return out
-    assert heads % kv_heads == 0 and key_cache.dtype == query.dtype == value_cache.dtype
+    assert heads % kv_heads == 0
+    assert key_cache.dtype == value_cache.dtype == query.dtype
     assert query.stride(2) == key_cache.stride(3) == value_cache.stride(3) == out.stride(2) == 1
     tiles = choose_tiles(
         max_query_len, heads // kv_heads, head_size, query.element_size(), sliding_window > 0
@@ -166,18 +166,21 @@ def variants() -> list[Variant]:
 # --------------------------------------------------------------------------------------------------
 # The torch op (CPU)
 #
-# Rows are gathered into dense, padded keys and values. One row of the gather is one token's head, and
-# every padded or invisible position is pointed at a visible token of the same sequence: nothing that
-# pages hold past the context (NaN included) is ever read, so masking the scores is enough.
+# Rows are gathered into dense, padded keys and values. One row of the gather is one head of one
+# token, and every padded or invisible position is pointed at a visible token of the same sequence:
+# nothing that pages hold past the context (NaN included) is ever read, so masking scores is enough.
 # --------------------------------------------------------------------------------------------------
 
-# Float32 elements of gathered keys per group: 16 MiB each, so that a batch of long contexts cannot
+# Elements of gathered keys per group: 16 MiB in float32, so that a batch of long contexts cannot
 # take the machine's memory.
 _GROUP_ELEMENTS = 4 << 20
-# Queries of one sequence per tile, when the keys start before them: bounds the mask (tile x context).
+# Queries of one sequence per tile, when keys start before them: bounds the mask (tile x context).
 _TILE_TOKENS = 256
 # Sequences with at most this many queries share a padded tile with others.
 _SHARED_TOKENS = 64
+
+# keys spanned, queries, row, first query token, first key position, end of keys (exclusive)
+_Item = tuple[int, int, int, int, int, int]
 
 
 def paged_attention_torch(
@@ -196,28 +199,35 @@ def paged_attention_torch(
 ) -> Tensor:
     if out is None:
         out = torch.empty(query.shape, dtype=query.dtype, device=query.device)
-    starts: list[int] = query_starts.tolist()
+    starts: list[int] = query_starts.tolist()  # on CPU these lists cost microseconds
     contexts: list[int] = context_lens.tolist()
     pages = _Pages(key_cache, value_cache, block_tables, scale)
+    seqs = len(contexts)
+    if max_query_len == 1 and 0 < seqs == starts[-1] and not sliding_window:  # pure decode
+        longest = max(contexts)
+        if longest <= 2 * min(contexts) and pages.fits(seqs, longest):
+            _attend_decode(query, pages, slice(0, seqs), slice(0, seqs), None, context_lens,
+                           longest, out)  # fmt: skip
+            return out
 
     decode: list[_Item] = []
-    shared: list[_Item] = []
+    rest: list[_Item] = []
     for row, context in enumerate(contexts):
         begin, end = starts[row], starts[row + 1]
         if end - begin == 1:
             first_key = max(0, context - sliding_window) if sliding_window else 0
             decode.append((context - first_key, 1, row, begin, first_key, context))
         elif end > begin:
-            _add_tiles(shared, row, begin, end - begin, context, sliding_window)
-    for group in _grouped(decode, pages.elements_per_key):
-        _attend_decode(query, pages, group, out)
-    for group in _grouped(shared, pages.elements_per_key):
+            _add_tiles(rest, row, begin, end - begin, context, sliding_window)
+    for group in _grouped(decode, pages):
+        _, _, rows, tokens, first, ends = torch.tensor(group).unbind(1)
+        span = pages.span(group)
+        _attend_decode(
+            query, pages, rows, tokens, first if sliding_window else None, ends, span, out
+        )
+    for group in _grouped(rest, pages):
         _attend_tiles(query, pages, group, sliding_window, out)
     return out
-
-
-# keys spanned, queries, row, first query token, first key position, end of keys (exclusive)
-_Item = tuple[int, int, int, int, int, int]
 
 
 def _add_tiles(
@@ -234,34 +244,23 @@ def _add_tiles(
         items.append((end_key - first_key, count, row, begin + offset, first_key, end_key))
 
 
-def _grouped(items: list[_Item], elements_per_key: int) -> list[list[_Item]]:
-    """Groups that one padded call serves: spans within 2x of each other, bounded gathers."""
-    if not items:
-        return []
-    shortest, longest = min(items)[0], max(items)[0]
-    if (
-        longest <= 2 * shortest
-        and len(items) * longest * elements_per_key <= _GROUP_ELEMENTS
-        and max(item[1] for item in items) == 1
-    ):
-        return [items]  # usual decode: no need to reorder
+def _grouped(items: list[_Item], pages: _Pages) -> list[list[_Item]]:
+    """Groups that one padded call serves: spans and queries within 2x, bounded gathers."""
     groups: list[list[_Item]] = []
-    items = sorted(items, reverse=True)
-    widest = 0  # queries of the widest tile in the open group
-    for item in items:
+    fewest = most = 0  # queries in the open group
+    for item in sorted(items, reverse=True):
         span, queries = item[0], item[1]
-        if groups:
-            group = groups[-1]
-            fits = (len(group) + 1) * group[0][0] * elements_per_key <= _GROUP_ELEMENTS
-            alike = 2 * span >= group[0][0] and max(widest, queries) <= 2 * min(
-                queries, group[-1][1]
-            )
-            if fits and alike and max(widest, queries) <= _SHARED_TOKENS:
-                group.append(item)
-                widest = max(widest, queries)
-                continue
-        groups.append([item])
-        widest = queries
+        fewest, most = min(fewest, queries), max(most, queries)
+        if (
+            groups
+            and 2 * span >= groups[-1][0][0]
+            and most <= min(2 * fewest, _SHARED_TOKENS)
+            and pages.fits(len(groups[-1]) + 1, groups[-1][0][0])
+        ):
+            groups[-1].append(item)
+        else:
+            groups.append([item])
+            fewest = most = queries
     return groups
 
 
@@ -276,72 +275,76 @@ class _Pages:
         self.values = value_cache.view(-1, self.head_size)
         self.block_tables = block_tables
         self.scale = scale
-        self.elements_per_key = self.kv_heads * self.head_size
-        self.head_rows = torch.arange(0, self.kv_heads * self.block_size, self.block_size)
         self.offsets = torch.arange(self.block_size)
+        self.head_rows = torch.arange(
+            0, self.kv_heads * self.block_size, self.block_size
+        ).unsqueeze(1)  # [kv_heads, 1]
 
-    def gather(self, group: list[_Item]) -> tuple[Tensor, Tensor, Tensor]:
-        """Keys and values `[n, kv_heads, C, head_size]` and positions int64 `[n, C]`.
+    def fits(self, items: int, span: int) -> bool:
+        return items * span * self.kv_heads * self.head_size <= _GROUP_ELEMENTS
 
-        C covers the group's longest span, rounded to whole pages. Positions outside an item's
-        [first key, end) repeat its last key's row.
+    def span(self, group: list[_Item]) -> int:
+        """Positions from the start of an item's first page to its end: the group's most."""
+        return max(item[5] - item[4] // self.block_size * self.block_size for item in group)
+
+    def gather(
+        self, rows: slice | Tensor, first: Tensor | None, ends: Tensor, span: int
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Keys and values `[n, kv_heads, C, head_size]`, positions `[n or 1, C]`, valid `[n, C]`.
+
+        C is span rounded up to whole pages. Positions that are not valid, outside an item's
+        [first (None: 0), end), repeat its last key.
         """
-        rows = [item[2] for item in group]
-        n, size = len(group), self.block_size
-        first_pages = [item[4] // size for item in group]
-        columns = max((item[5] - 1) // size - page + 1 for item, page in zip(group, first_pages))
-        if rows[-1] - rows[0] == n - 1 and all(a < b for a, b in zip(rows, rows[1:])):
-            tables = self.block_tables[rows[0] : rows[0] + n]
+        size = self.block_size
+        columns = -(-span // size)
+        tables = self.block_tables[rows]
+        last = (ends - 1).unsqueeze(1).long()  # [n, 1]
+        positions = torch.arange(columns * size).unsqueeze(0)
+        if first is None:
+            blocks = tables[:, :columns].long()
+            valid = positions <= last
         else:
-            tables = self.block_tables.index_select(0, torch.tensor(rows))
-        bounds = torch.tensor([(item[4], item[5]) for item in group])  # [n, 2]
-        first, end = bounds[:, :1], bounds[:, 1:]
-        positions = torch.arange(columns * size)  # [C]
-        if any(first_pages):
-            skipped = torch.tensor(first_pages).unsqueeze(1)  # [n, 1]
+            first = first.unsqueeze(1)
+            skipped = first // size  # pages
             wanted = (skipped + torch.arange(columns)).clamp_(max=tables.shape[1] - 1)
             blocks = tables.gather(1, wanted).long()
             positions = positions + skipped * size  # [n, C]
-            last = end - 1 - skipped * size
-            valid = (positions >= first) & (positions < end)
-        else:
-            blocks = tables[:, :columns].long()
-            last = end - 1
-            positions = positions.unsqueeze(0)
-            valid = positions < end if not any(item[4] for item in group) else (
-                (positions >= first) & (positions < end)
-            )
-        slots = (blocks * (self.kv_heads * size)).unsqueeze(2) + self.offsets
-        slots = slots.view(n, -1)  # [n, C]: row of head 0
+            valid = (positions >= first) & (positions <= last)
+            last = last - skipped * size
+        slots = blocks.mul_(self.kv_heads * size).unsqueeze(2) + self.offsets
+        slots = slots.view(last.shape[0], -1)  # [n, C]: row of head 0
         slots = torch.where(valid, slots, slots.gather(1, last))
-        index = (slots.unsqueeze(1) + self.head_rows.unsqueeze(1)).view(-1)
-        shape = (n, self.kv_heads, -1, self.head_size)
+        index = (slots.unsqueeze(1) + self.head_rows).view(-1)
+        shape = (last.shape[0], self.kv_heads, -1, self.head_size)
         keys = self.keys.index_select(0, index).view(shape)
         values = self.values.index_select(0, index).view(shape)
-        return keys, values, torch.where(valid, positions, torch.iinfo(torch.int64).max)
+        return keys, values, positions, valid
 
 
-def _attend_decode(query: Tensor, pages: _Pages, group: list[_Item], out: Tensor) -> None:
-    """One query token per item: batched matrix products over (item, kv head).
+def _attend_decode(
+    query: Tensor,
+    pages: _Pages,
+    rows: slice | Tensor,
+    tokens: slice | Tensor,
+    first: Tensor | None,
+    ends: Tensor,
+    span: int,
+    out: Tensor,
+) -> None:
+    """One query token per row: matrix products batched over (row, kv head).
 
-    Scores and softmax stay in float32. Measured with 50 rows of 64 tokens, 9/3 heads of 64, bf16, on
-    2 cores: 180 us after the gather, against 370 us for scaled_dot_product_attention.
+    Scores and softmax stay in float32. Measured with 50 rows of 64 tokens, 9/3 heads of 64, bf16,
+    on 2 cores: 180 us after the gather, against 370 us for scaled_dot_product_attention.
     """
-    n, heads, size = len(group), query.shape[1], pages.head_size
-    tokens = [item[3] for item in group]
-    contiguous = all(token == tokens[0] + i for i, token in enumerate(tokens))
-    where = slice(tokens[0], tokens[0] + n) if contiguous else torch.tensor(tokens)
-    keys, values, positions = pages.gather(group)
-    span = keys.shape[2]
-    batch = n * pages.kv_heads
-    q = query[where].reshape(batch, heads // pages.kv_heads, size).float()
-    k = keys.view(batch, span, size).float()
-    scores = torch.bmm(q, k.transpose(1, 2)).mul_(pages.scale)  # [n * kv_heads, group, C] float32
-    hidden = positions == torch.iinfo(torch.int64).max
-    bias = torch.zeros(n, 1, 1, span).masked_fill_(hidden.view(n, 1, 1, span), float("-inf"))
-    weights = scores.view(n, pages.kv_heads, -1, span).add_(bias).softmax(-1).to(query.dtype)
-    attended = torch.bmm(weights.view(batch, -1, span), values.view(batch, span, size))
-    out[where] = attended.view(n, heads, size)
+    keys, values, _, valid = pages.gather(rows, first, ends, span)
+    n, kv_heads, padded, size = keys.shape
+    batch, heads = n * kv_heads, query.shape[1]
+    q = query[tokens].reshape(batch, heads // kv_heads, size).float().mul_(pages.scale)
+    scores = torch.bmm(q, keys.view(batch, padded, size).float().transpose(1, 2))
+    bias = torch.where(valid, 0.0, float("-inf")).view(n, 1, 1, padded)
+    weights = scores.view(n, kv_heads, -1, padded).add_(bias).softmax(-1).to(query.dtype)
+    attended = torch.bmm(weights.view(batch, -1, padded), values.view(batch, padded, size))
+    out[tokens] = attended.view(n, heads, size)
 
 
 def _attend_tiles(
@@ -351,33 +354,30 @@ def _attend_tiles(
 
     Padded queries repeat their item's last one, so that no row of the mask is empty.
     """
-    n, heads, size = len(group), query.shape[1], pages.head_size
-    kv_heads, ratio = pages.kv_heads, heads // pages.kv_heads
+    _, counts, rows, tokens, first, ends = torch.tensor(group).unbind(1)
+    keys, values, positions, valid = pages.gather(
+        rows, first if window else None, ends, pages.span(group)
+    )
+    n, kv_heads, padded, size = keys.shape
+    heads, ratio = query.shape[1], query.shape[1] // kv_heads
     queries = max(item[1] for item in group)
-    keys, values, positions = pages.gather(group)
-    counts = [item[1] for item in group]
-    index = torch.tensor([item[3] for item in group]).unsqueeze(1)  # [n, 1] first token
-    step = torch.arange(queries).minimum(torch.tensor(counts).unsqueeze(1) - 1)  # [n, Q]
-    index = (index + step).view(-1)
-    before = torch.tensor([item[5] - item[1] for item in group]).unsqueeze(1)
-    at = (before + step).unsqueeze(2)  # [n, Q, 1]: position of each query
+    step = torch.arange(queries).minimum(counts.unsqueeze(1) - 1)  # [n, Q]
+    index = (tokens.unsqueeze(1) + step).view(-1)
     q = query.index_select(0, index).view(n, queries, kv_heads, ratio, size)
     q = q.permute(0, 2, 3, 1, 4).reshape(n * kv_heads, ratio, queries, size)
-    spread = (n * kv_heads, ratio, -1, size)
-    k = keys.view(n * kv_heads, 1, -1, size).expand(spread)
-    v = values.view(n * kv_heads, 1, -1, size).expand(spread)
-    square = all(item[1] == queries and item[4] == 0 and item[5] == queries for item in group)
-    if square and window == 0:
+    spread = (n * kv_heads, ratio, padded, size)  # query heads of a kv head read the same keys
+    k = keys.view(n * kv_heads, 1, padded, size).expand(spread)
+    v = values.view(n * kv_heads, 1, padded, size).expand(spread)
+    if window == 0 and all(item[1] == queries == item[5] for item in group):  # equal fresh prompts
         k, v = k[:, :, :queries], v[:, :, :queries]
         attended = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=pages.scale)
     else:
-        visible = positions.unsqueeze(1) <= at  # [n, Q, C]
+        at = ((ends - counts).unsqueeze(1) + step).unsqueeze(2)  # [n, Q, 1]: position of a query
+        positions = positions.unsqueeze(1)
+        visible = (positions <= at) & valid.unsqueeze(1)  # [n, Q, C]
         if window:
-            visible &= positions.unsqueeze(1) > at - window
-        mask = visible.unsqueeze(1).expand(n, kv_heads, -1, -1).reshape(n * kv_heads, 1, *visible.shape[1:])
+            visible &= positions > at - window
+        mask = visible.repeat_interleave(kv_heads, 0).unsqueeze(1) if n > 1 else visible
         attended = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=pages.scale)
     attended = attended.reshape(n, heads, queries, size).transpose(1, 2)
-    if n == 1:
-        out[group[0][3] : group[0][3] + queries] = attended[0]
-    else:
-        out[index] = attended.reshape(n * queries, heads, size)
+    out[index] = attended.reshape(n * queries, heads, size)

@@ -1,4 +1,4 @@
-"""Split-KV decode ("flash-decoding", Dao et al. 2023): one sequence's keys are shared by many programs.
+"""Split-KV decode ("flash-decoding", Dao et al. 2023): many programs share one sequence's keys.
 
 Each program leaves an unnormalised float32 accumulator, a maximum and a sum; a second kernel joins
 them. Used when a batch has too few programs to fill the device (`choose_splits`).
@@ -129,11 +129,11 @@ def paged_decode_kernel(
     key_end = tl.minimum(key_begin + part_keys, last)
 
     m = tl.full([BLOCK_M], float("-inf"), tl.float32)
-    l = tl.zeros([BLOCK_M], tl.float32)
+    total = tl.zeros([BLOCK_M], tl.float32)
     acc = tl.zeros([BLOCK_M, HEAD_PAD], tl.float32)
     table = block_tables + seq * stride_bt
-    m, l, acc = attend(
-        q, m, l, acc, key_cache, value_cache, table, kv_head, key_begin, key_end,
+    m, total, acc = attend(
+        q, m, total, acc, key_cache, value_cache, table, kv_head, key_begin, key_end,
         query_positions, row_valid, scale_log2, window,
         stride_kb, stride_kh, stride_ks, stride_vb, stride_vh, stride_vs,
         BLOCK_SIZE, HEAD_SIZE, HEAD_PAD, TILE, HAS_WINDOW, FULL_PRECISION,
@@ -141,7 +141,7 @@ def paged_decode_kernel(
     total_heads = tl.num_programs(1) * GROUP
     part_rows = (token_rows * total_heads + heads) * SPLITS + part
     tl.store(part_max + part_rows, m, mask=row_valid)
-    tl.store(part_sum + part_rows, l, mask=row_valid)
+    tl.store(part_sum + part_rows, total, mask=row_valid)
     tl.store(part_acc + part_rows[:, None] * HEAD_PAD + dims[None, :], acc, mask=row_valid[:, None])
 
 
@@ -167,10 +167,10 @@ def join_parts_kernel(
     parts = tl.arange(0, SPLITS)
     dims = tl.arange(0, HEAD_PAD)
     m = tl.load(part_max + row * SPLITS + parts)
-    l = tl.load(part_sum + row * SPLITS + parts)
+    sums = tl.load(part_sum + row * SPLITS + parts)
     highest = tl.max(m, 0)
     share = tl.exp2(m - tl.where(highest == float("-inf"), 0.0, highest))
-    total = tl.sum(l * share, 0)
+    total = tl.sum(sums * share, 0)
     acc = tl.load(part_acc + (row * SPLITS + parts)[:, None] * HEAD_PAD + dims[None, :])
     result = tl.sum(acc * share[:, None], 0) / tl.where(total == 0.0, 1.0, total)
     tl.store(

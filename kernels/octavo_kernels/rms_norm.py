@@ -56,10 +56,12 @@ def rms_norm_triton(
     out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     if out.numel() == 0:
         return out
-    assert x.stride(-1) == 1 and x.dim() <= 3
+    assert x.stride(-1) == 1
+    assert x.dim() in (2, 3)
     heads = x.shape[1] if x.dim() == 3 else 1
     if residual is not None:
-        assert residual.stride(-1) == 1 and (x.dim() == 2 or residual.is_contiguous())
+        assert residual.stride(-1) == 1
+        assert x.dim() == 2 or residual.is_contiguous()
     block = next_power_of_2(width)
     rms_norm_kernel[(out.numel() // width,)](
         out, x, weight, x if residual is None else residual, heads, width, eps,
@@ -95,9 +97,7 @@ def variants() -> list[Variant]:
     return found
 
 
-def rms_norm_torch(
-    x: Tensor, weight: Tensor, eps: float, residual: Tensor | None = None
-) -> Tensor:
+def rms_norm_torch(x: Tensor, weight: Tensor, eps: float, residual: Tensor | None = None) -> Tensor:
     if residual is not None:
         residual.add_(x)
         source = residual

@@ -1,7 +1,7 @@
 """Rotary position embedding, halves style (NeoX), in place.
 
-With c, s = cos and sin of position * inverse_frequency: (a, b) -> (a c - b s, b c + a s), where a and
-b are the two halves of the first rotary_size dimensions of a head (Su et al. 2021).
+With c, s = cos and sin of position * inverse_frequency: (a, b) -> (a c - b s, b c + a s), where a
+and b are the two halves of the first rotary_size dimensions of a head (Su et al. 2021).
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Draw one token id per row: greedy, temperature, top-k, top-p, min-p, with stateless noise.
 
 All three filters keep the ids whose logit reaches a threshold, so ids of equal logits stand or fall
-together, whatever their order: top-k keeps every id as good as the k-th best, top-p every id as good
-as the one whose mass crosses top_p (over what top-k left).
+together, whatever their order: top-k keeps every id as good as the k-th best, top-p every id as
+good as the one whose mass crosses top_p (over what top-k left).
 
 The draw is Gumbel-max: argmax(logit / temperature + g) has softmax's distribution when the g are
 independent Gumbel(0, 1). g is a hash of (seed, position, id) and nothing else, so a row's draw does
@@ -152,9 +152,7 @@ def sample_kernel(
         )
     if p < 1.0:
         target = p * _mass(row, vocab, threshold, best, temperature, False, BLOCK)
-        threshold = _raise_threshold(
-            row, vocab, threshold, target, best, temperature, False, BLOCK
-        )
+        threshold = _raise_threshold(row, vocab, threshold, target, best, temperature, False, BLOCK)
     if min_p > 0.0:
         threshold = tl.maximum(threshold, best + temperature * tl.log(min_p))
 
@@ -165,7 +163,9 @@ def sample_kernel(
     for begin in range(0, vocab, BLOCK):
         ids = begin + tl.arange(0, BLOCK)
         x = tl.load(row + ids, mask=ids < vocab, other=float("-inf"))
-        score = tl.where(x >= threshold, x / temperature + gumbel(seed, position, ids), float("-inf"))
+        score = tl.where(
+            x >= threshold, x / temperature + gumbel(seed, position, ids), float("-inf")
+        )
         better = score > best_value
         best_value = tl.where(better, score, best_value)
         best_id = tl.where(better, ids, best_id)
@@ -185,7 +185,8 @@ def sample_triton(
     rows, vocab = logits.shape
     out = torch.empty(rows, dtype=torch.int64, device=logits.device)
     if rows:
-        assert logits.dtype == torch.float32 and logits.stride(1) == 1
+        assert logits.dtype == torch.float32
+        assert logits.stride(1) == 1
         sample_kernel[(rows,)](
             out, logits, temperature, top_k, top_p, min_p, seeds, positions,
             vocab, logits.stride(0), BLOCK=_BLOCK, num_warps=8,

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from octavo_operator import conditions
+from octavo_operator.conditions import ROLLING_OUT
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,8 +28,8 @@ def decide_events(previous: Mapping[str, Any], status: Mapping[str, Any]) -> lis
         if (old.get("status"), old.get("reason")) == (each["status"], each["reason"]):
             continue
         failing = each["status"] == "False" and each["reason"] not in conditions.PASSING
-        if not failing and each["type"] != conditions.READY:
-            continue
+        if not failing and (each["type"] != conditions.READY or each["reason"] == ROLLING_OUT):
+            continue  # the rollout has an event of its own, with the reason
         if any(event.reason == each["reason"] for event in events):
             continue  # said by the condition that it comes from
         events.append(Event("Warning" if failing else "Normal", each["reason"], each["message"]))
@@ -39,4 +40,4 @@ def _rollout_event(previous: Mapping[str, Any], status: Mapping[str, Any]) -> It
     old = (previous.get("rollout") or {}).get("revision")
     new = status.get("rollout") or {}
     if old and new.get("revision") and old != new["revision"]:
-        yield Event("Normal", conditions.ROLLING_OUT, f"pods are replaced: {new['reason']}")
+        yield Event("Normal", ROLLING_OUT, f"pods are replaced: {new['reason']}")

@@ -71,7 +71,7 @@ def find_assets() -> Path | None:
     if given:
         lacking = [name for name in REQUIRED if not (Path(given) / name).is_file()]
         if lacking:
-            raise MissingAssets(f"KUBEBUILDER_ASSETS={given} has no {', '.join(lacking)}")
+            raise MissingAssets(f"KUBEBUILDER_ASSETS={given} lacks {', '.join(lacking)}")
         return Path(given)
     folder = assets_folder()
     return folder if all((folder / name).is_file() for name in REQUIRED) else None
@@ -152,10 +152,10 @@ def _run_with_progress(command: list[str], environment: dict[str, str], verb: st
 
 
 def can_build() -> str | None:
-    """None if a build can be tried here, else what is missing, in one line."""
+    """None if a build can be tried here, else what is missing for it, in one line."""
     if _path_go() or _has_pip():
         return None
-    return "neither Go >= 1.26, nor pip to fetch it, nor KUBEBUILDER_ASSETS"
+    return "there is neither Go >= 1.26 nor pip to fetch it, and no KUBEBUILDER_ASSETS"
 
 
 def _toolchain() -> Path:

@@ -137,6 +137,7 @@ class ControlPlane:
             f"--proxy-client-cert-file={proxy_certificate}",
             f"--proxy-client-key-file={proxy_key}",
             "--enable-aggregator-routing=true",
+            "--delete-collection-workers=16",
             "--profiling=false",
         )
 

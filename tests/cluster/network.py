@@ -99,7 +99,7 @@ def missing_rights() -> str | None:
     """None if namespaces, links and overlay mounts can be made here, else what is missing."""
     for tool in ("ip", "unshare"):
         if shutil.which(tool) is None:
-            return f"the command `{tool}`"
+            return f"the command `{tool}` is missing"
     script = (
         "ip link add octavo0 type bridge && ip link add octavo1 type veth peer name octavo2"
         " && d=$(mktemp -d) && mount -t tmpfs none $d && mkdir $d/u $d/w $d/r"
@@ -111,11 +111,11 @@ def missing_rights() -> str | None:
     )
     if tried.returncode:
         said = (tried.stderr.strip().splitlines() or ["no reason given"])[-1]
-        return f"the right to make namespaces, veth pairs and overlay mounts ({said})"
+        return f"no right to make namespaces, veth pairs and overlay mounts ({said})"
     name = "octavo-probe"
     tried = subprocess.run(["ip", "netns", "add", name], capture_output=True, text=True)
     if tried.returncode and "File exists" not in tried.stderr:
-        return f"the right to make named network namespaces ({tried.stderr.strip()})"
+        return f"no right to make named network namespaces ({tried.stderr.strip()})"
     subprocess.run(["ip", "netns", "delete", name], capture_output=True)
     return None
 

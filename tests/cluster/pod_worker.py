@@ -22,6 +22,7 @@ from .kube_api import STRATEGIC, ApiError, KubeApi, Object, path_of
 
 log = logging.getLogger(__name__)
 PULL_RETRY_SECONDS = 1.0
+RETRIES, RETRY_SECONDS = 20, 0.5  # of requests that the API server could not answer
 HONOURED_SECURITY = {
     "runAsUser", "runAsGroup", "runAsNonRoot", "readOnlyRootFilesystem",
     "allowPrivilegeEscalation", "fsGroup", "fsGroupChangePolicy", "supplementalGroups",
@@ -89,6 +90,7 @@ class PodWorker:
         self._status: Object | None = None
         self._dirty = asyncio.Event()
         self._over = False
+        self._gone = False
         self._deleting = asyncio.Event()
         self._stops: set[asyncio.Task[None]] = set()
         self._runner: Runner | None = None
@@ -121,9 +123,8 @@ class PodWorker:
             self._stop_runner()
 
     def vanished(self) -> None:
-        """The object was removed by force: the processes go at once."""
-        self.pod["metadata"].setdefault("deletionTimestamp", "now")
-        self.pod["metadata"]["deletionGracePeriodSeconds"] = 0
+        """The object was removed by force: the processes go at once, there is nothing to write."""
+        self._gone = True
         self._deleting.set()
         self._stop_runner()
 
@@ -134,7 +135,7 @@ class PodWorker:
 
     def _stop_runner(self) -> None:
         if self._runner is not None:
-            grace = _deletion_grace(self.pod)
+            grace = 0.0 if self._gone else _deletion_grace(self.pod)
             task = asyncio.create_task(self._runner.stop(grace))
             self._stops.add(task)
             task.add_done_callback(self._stops.discard)
@@ -209,7 +210,9 @@ class PodWorker:
 
     async def _write(self, status: Object) -> None:
         body = {"metadata": {"uid": self.pod["metadata"]["uid"]}, "status": status}
-        for _ in range(20):
+        for _ in range(RETRIES):
+            if self._gone:
+                return
             try:
                 await self._api.patch(f"{self._path}/status", body, STRATEGIC)
                 return
@@ -222,12 +225,14 @@ class PodWorker:
                     return
             except (aiohttp.ClientError, TimeoutError):
                 pass
-            await asyncio.sleep(0.5)
+            await asyncio.sleep(RETRY_SECONDS)
 
     async def _remove(self) -> None:
         """The final delete, which the kubelet sends once nothing of the pod runs any more."""
         preconditions = {"uid": self.pod["metadata"]["uid"]}
-        for _ in range(20):
+        for _ in range(RETRIES):
+            if self._gone:
+                return
             try:
                 await self._api.delete(
                     self._path, gracePeriodSeconds=0, preconditions=preconditions
@@ -238,7 +243,7 @@ class PodWorker:
                     return
             except (aiohttp.ClientError, TimeoutError):
                 pass
-            await asyncio.sleep(0.5)
+            await asyncio.sleep(RETRY_SECONDS)
 
     async def _pause(self, seconds: float) -> None:
         try:

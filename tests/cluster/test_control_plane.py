@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import http.server
 import json
+import ssl
 import subprocess
+import threading
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
 from tests.cluster.build import KUBERNETES_VERSION
+from tests.cluster.certificates import encode
 from tests.cluster.cluster import Cluster, wait_for
 from tests.cluster.hollow import steady
 from tests.cluster.kube_api import ApiError, Client, path_of
@@ -139,30 +143,80 @@ def test_a_namespace_goes_with_all_that_is_in_it(client: Client, namespace: str)
     client.create(path_of("v1", "Namespace"), {"metadata": {"name": namespace}})
 
 
-def test_aggregation_layer_asks_a_service_of_ours(client: Client) -> None:
-    """A registered but absent metrics API is reported as such: the aggregator works on it."""
-    name = "v1beta1.absent.octavo.dev"
-    service = {"name": "absent", "namespace": "default"}
-    body = {
-        "apiVersion": "apiregistration.k8s.io/v1",
-        "kind": "APIService",
-        "metadata": {"name": name},
-        "spec": {
-            "group": "absent.octavo.dev", "version": "v1beta1", "service": service,
-            "insecureSkipTLSVerify": True, "groupPriorityMinimum": 100, "versionPriority": 100,
-        },
-    }  # fmt: skip
-    path = path_of("apiregistration.k8s.io/v1", "APIService", name=name)
-    client.create(path_of("apiregistration.k8s.io/v1", "APIService"), body)
+class _Aggregated(http.server.BaseHTTPRequestHandler):
+    """An API server's least: a group with no resources; remembers who the proxy says is asking."""
 
-    def reason() -> str | None:
+    users: ClassVar[list[str]] = []
+
+    def do_GET(self) -> None:
+        self.users.append(self.headers.get("X-Remote-User", ""))
+        group = {"kind": "APIResourceList", "apiVersion": "v1", "resources": []}
+        body = json.dumps({**group, "groupVersion": "front.octavo.dev/v1"}).encode()
+        self.send_response(200)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, format: str, *args: object) -> None:
+        pass
+
+
+def test_aggregation_layer_reaches_a_server_of_ours(
+    cluster: Cluster, client: Client, namespace: str
+) -> None:
+    """A host process behind a Service with endpoints, as a metrics API in a test would be.
+
+    With --enable-aggregator-routing a Service of type ExternalName is refused.
+    """
+    issued = cluster.plane.authority.issue(
+        f"front-{namespace}", host_names=(f"front.{namespace}.svc",)
+    )
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(*issued)
+    server = http.server.ThreadingHTTPServer((cluster.network.gateway, 0), _Aggregated)
+    server.socket = context.wrap_socket(server.socket, server_side=True)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    port = server.server_address[1]
+    meta = {"name": "front", "namespace": namespace}
+    ports = {"ports": [{"port": port}]}
+    client.apply({"apiVersion": "v1", "kind": "Service", "metadata": meta, "spec": ports})
+    labels = {"kubernetes.io/service-name": "front"}
+    client.apply(
+        {
+            "apiVersion": "discovery.k8s.io/v1",
+            "kind": "EndpointSlice",
+            "metadata": {**meta, "labels": labels},
+            "addressType": "IPv4",
+            "endpoints": [{"addresses": [cluster.network.gateway], "conditions": {"ready": True}}],
+            **ports,
+        }
+    )
+    authority = encode(cluster.plane.authority.certificate_path.read_bytes())
+    spec = {
+        "group": "front.octavo.dev", "version": "v1", "caBundle": authority,
+        "service": {**meta, "port": port}, "groupPriorityMinimum": 100, "versionPriority": 100,
+    }  # fmt: skip
+    service = {"metadata": {"name": "v1.front.octavo.dev"}, "spec": spec}
+    services = path_of("apiregistration.k8s.io/v1", "APIService")
+    client.create(services, service)
+    path = f"{services}/v1.front.octavo.dev"
+
+    def available() -> bool:
         conditions = client.get(path).get("status", {}).get("conditions", [])
-        return next((c["reason"] for c in conditions if c["type"] == "Available"), None)
+        return any(c["type"] == "Available" and c["status"] == "True" for c in conditions)
 
     try:
-        assert wait_for("the APIService has a condition", reason) == "ServiceNotFound"
+        wait_for("the APIService is available", available, 15, lambda: client.get(path)["status"])
+        answer = client.get("/apis/front.octavo.dev/v1")
+        assert answer["groupVersion"] == "front.octavo.dev/v1"
+        assert "octavo-test-admin" in _Aggregated.users
     finally:
         client.delete(path)
+        server.shutdown()
+        thread.join()
+        server.server_close()
 
 
 def test_deployment_becomes_pods_and_endpoints(

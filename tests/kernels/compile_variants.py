@@ -19,7 +19,6 @@ import subprocess
 import sys
 import tempfile
 from concurrent.futures import ProcessPoolExecutor
-from pathlib import Path
 
 os.environ.pop("TRITON_INTERPRET", None)
 
@@ -56,9 +55,7 @@ def compile_one(task: tuple[str, int, int]) -> tuple[str, int, int, int, int, in
     )
     options = {"num_warps": variant.warps, "num_stages": variant.stages, **variant.options}
     try:
-        built = triton.compile(
-            source, target=GPUTarget("cuda", architecture, 32), options=options
-        )
+        built = triton.compile(source, target=GPUTarget("cuda", architecture, 32), options=options)
         registers, spilled = read_resources(built.asm["cubin"])
     except Exception as error:  # reported in the table: one bad variant must not hide the others
         return variant.name, architecture, 0, 0, 0, 0, f"{type(error).__name__}: {error}"[:300]

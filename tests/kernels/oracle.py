@@ -46,7 +46,9 @@ def paged_attention(
     return out
 
 
-def cache_write(key: Tensor, value: Tensor, key_cache: Tensor, value_cache: Tensor, slots: Tensor) -> None:
+def cache_write(
+    key: Tensor, value: Tensor, key_cache: Tensor, value_cache: Tensor, slots: Tensor
+) -> None:
     block_size = key_cache.shape[2]
     for token, slot in enumerate(slots.tolist()):
         if slot >= 0:

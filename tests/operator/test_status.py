@@ -130,6 +130,8 @@ def test_events() -> None:
     assert events(facts(pod()), facts(READY)) == [("Normal", "Serving")]
     assert events(facts(pod()), facts(pod(problem=MISSING))) == [("Warning", "ModelNotFound")]
     assert events(facts(READY), facts(wanted=0)) == [("Normal", "ScaledToZero")]
+    half = facts(READY, pod("old", ready=True), wanted=2)
+    assert events(facts(pod(), pod("old", ready=True), wanted=2), half) == []
     newer = facts(pod("newer"), READY, revision="newer")
     assert events(facts(READY), newer) == [("Normal", "RollingOut"), ("Normal", "Loading")]
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import secrets
 import time
 from typing import Any
 
@@ -14,7 +13,7 @@ from octavo_server.api.collect import Collected, collect, usage
 from octavo_server.api.errors import json_response
 from octavo_server.api.logprobs import chat_logprobs, prompt_logprobs
 from octavo_server.api.protocol import ChatCompletionRequest, ChatMessage, message_dicts
-from octavo_server.api.requests import Choice
+from octavo_server.api.requests import Choice, new_id
 from octavo_server.api.service import Model, Service, watch_disconnect
 from octavo_server.api.streaming import EventStream, event
 from octavo_server.errors import InvalidRequest
@@ -41,7 +40,7 @@ async def create_chat_completion(service: Service, request: Request) -> Response
         template_arguments=body.chat_template_kwargs,
     )
     service.check_prompt(token_ids, "messages")
-    request_id = f"chatcmpl-{secrets.token_hex(12)}"
+    request_id = new_id("chatcmpl")
     group = service.requests.submit(
         model.tokenizer,
         [token_ids],
@@ -158,6 +157,8 @@ class ChatWriter:
         self._created = int(time.time())
         self._name = name
         self._stream_head: dict[str, Any] = self._head("chat.completion.chunk")
+        if not body.stream:
+            return
         head = orjson.dumps(self._stream_head)[:-1] + b',"choices":[{"index":'
         self._before_text = [
             b"data: " + head + str(index).encode() + b',"delta":{"content":'

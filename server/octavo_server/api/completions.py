@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import secrets
 import time
 from dataclasses import dataclass
 from typing import Any
@@ -14,8 +13,8 @@ from starlette.responses import Response
 from octavo_server.api.collect import Collected, collect, usage
 from octavo_server.api.errors import json_response
 from octavo_server.api.logprobs import completion_logprobs, prompt_logprobs, prompt_offsets
-from octavo_server.api.protocol import MAX_SEQUENCES, CompletionRequest, parse_prompts
-from octavo_server.api.requests import Choice
+from octavo_server.api.protocol import CompletionRequest, parse_prompts
+from octavo_server.api.requests import Choice, new_id
 from octavo_server.api.service import Model, Service, watch_disconnect
 from octavo_server.api.streaming import EventStream, event
 from octavo_server.errors import InvalidRequest
@@ -43,9 +42,9 @@ async def create_completion(service: Service, request: Request) -> Response:
     params, drops_token = _params(service, body)
     prompts = [
         await _encode(service, body, prompt)
-        for prompt in _bounded(parse_prompts(body.prompt), params.n)
+        for prompt in parse_prompts(body.prompt, params.n, model.max_model_len)
     ]
-    request_id = f"cmpl-{secrets.token_hex(12)}"
+    request_id = new_id("cmpl")
     group = service.requests.submit(
         model.tokenizer,
         [prompt.token_ids for prompt in prompts],
@@ -86,15 +85,6 @@ def _params(service: Service, body: CompletionRequest) -> tuple[SamplingParams, 
     if body.stream and wanted is not None and params.n > 1:
         raise InvalidRequest("log probabilities of the prompt cannot be streamed with n > 1", "n")
     return params, drops_token
-
-
-def _bounded(prompts: list[str | list[int]], n: int) -> list[str | list[int]]:
-    if len(prompts) * n > MAX_SEQUENCES:
-        raise InvalidRequest(
-            f"a request may ask for {MAX_SEQUENCES} answers, not {len(prompts)} prompts times {n}",
-            "prompt",
-        )
-    return prompts
 
 
 async def _encode(service: Service, body: CompletionRequest, prompt: str | list[int]) -> Prompt:
@@ -143,6 +133,8 @@ class CompletionWriter:
             "created": int(time.time()),
             "model": name,
         }
+        if not body.stream:
+            return
         head = orjson.dumps(self._head)[:-1] + b',"choices":[{"index":'
         self._before_text = [
             b"data: " + head + str(index).encode() + b',"text":'

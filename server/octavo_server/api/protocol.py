@@ -7,7 +7,7 @@ refused by name.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -15,6 +15,8 @@ from octavo_server.errors import InvalidRequest
 from octavo_server.sampling_params import SamplingParams
 
 MAX_SEQUENCES = 2048  # of one request: prompts times n
+MAX_LIST = 1024  # entries of stop, stop_token_ids, logit_bias
+MAX_MESSAGES = 16_384  # validating more would hold up the event loop
 MAX_STOP_CHARACTERS = 1024  # of one stop string; what it may become is searched with each token
 
 
@@ -42,13 +44,13 @@ class GenerationRequest(BaseModel):
     presence_penalty: float | None = None
     frequency_penalty: float | None = None
     repetition_penalty: float | None = None
-    stop: str | list[str] | None = None
-    stop_token_ids: list[int] | None = None
+    stop: str | Annotated[list[str], Field(max_length=MAX_LIST)] | None = None
+    stop_token_ids: Annotated[list[int], Field(max_length=MAX_LIST)] | None = None
     include_stop_str_in_output: bool | None = None
     ignore_eos: bool | None = None
     max_tokens: int | None = None
     min_tokens: int | None = None
-    logit_bias: dict[int, float] | None = None
+    logit_bias: Annotated[dict[int, float], Field(max_length=MAX_LIST)] | None = None
     prompt_logprobs: int | None = None
     skip_special_tokens: bool | None = None
     add_special_tokens: bool | None = None
@@ -134,7 +136,7 @@ class ChatMessage(BaseModel):
 class ChatCompletionRequest(GenerationRequest):
     """Body of /v1/chat/completions."""
 
-    messages: list[ChatMessage]
+    messages: Annotated[list[ChatMessage], Field(max_length=MAX_MESSAGES)]
     max_completion_tokens: int | None = None
     logprobs: bool | None = None
     top_logprobs: int | None = None
@@ -150,7 +152,7 @@ class TokenizeRequest(BaseModel):
 
     model: str | None = None
     prompt: str | None = None
-    messages: list[ChatMessage] | None = None
+    messages: Annotated[list[ChatMessage], Field(max_length=MAX_MESSAGES)] | None = None
     add_special_tokens: bool | None = None
     add_generation_prompt: bool = True
     continue_final_message: bool = False
@@ -166,11 +168,24 @@ class DetokenizeRequest(BaseModel):
     tokens: list[int]
 
 
-def parse_prompts(prompt: object) -> list[str | list[int]]:
-    """The prompts of a completion request, at least one. Raises `InvalidRequest`."""
+def parse_prompts(prompt: object, n: int, max_model_len: int) -> list[str | list[int]]:
+    """The prompts of a completion request, at least one. Raises `InvalidRequest`.
+
+    Lists that are too long are refused on sight: looking at each entry takes its time.
+    """
     if isinstance(prompt, str):
         return [prompt]
     if isinstance(prompt, list) and prompt:
+        several = not isinstance(prompt[0], int)
+        if several and len(prompt) * n > MAX_SEQUENCES:
+            raise InvalidRequest(
+                f"a request may ask for {MAX_SEQUENCES} answers, not {len(prompt)} prompts times"
+                f" {n}",
+                "prompt",
+            )
+        for ids in prompt if several else [prompt]:
+            if isinstance(ids, list) and len(ids) >= max_model_len:
+                raise too_long(len(ids), max_model_len, "prompt")
         if _is_ids(prompt):
             return [prompt]
         if all(isinstance(item, str) for item in prompt):
@@ -181,6 +196,16 @@ def parse_prompts(prompt: object) -> list[str | list[int]]:
         "prompt must be a text, a list of texts, a list of token ids or a list of such lists,"
         " none of them empty",
         "prompt",
+    )
+
+
+def too_long(tokens: int, max_model_len: int, param: str) -> InvalidRequest:
+    """OpenAI's answer to a prompt that leaves no room for one more token."""
+    return InvalidRequest(
+        f"this model's maximum context length is {max_model_len} tokens; the prompt has {tokens},"
+        " and at least one must be left for the answer",
+        param,
+        "context_length_exceeded",
     )
 
 

@@ -8,7 +8,8 @@ and is dropped in one place, `LiveRequests._forget`.
 from __future__ import annotations
 
 import asyncio
-import secrets
+import logging
+import random
 import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
@@ -25,7 +26,14 @@ from octavo_server.text.assemble import Assembler, Delta
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+logger = logging.getLogger(__name__)
+
 SEED_LIMIT = 2**63
+
+
+def new_id(prefix: str) -> str:
+    """An id that no other request of any server has: 96 random bits without a system call."""
+    return f"{prefix}-{random.getrandbits(96):024x}"
 
 
 class Choice:
@@ -148,7 +156,7 @@ class LiveRequests:
         group = Group(request_id, arrival, streaming=streaming)
         for prompt_index, (prompt, asked) in enumerate(zip(prompts, params, strict=True)):
             self._metrics.request_n.observe(asked.n)
-            seed = secrets.randbits(63) if asked.seed is None else asked.seed
+            seed = random.getrandbits(63) if asked.seed is None else asked.seed
             token_ids = list(prompt)
             for child in range(asked.n):
                 self._start(group, tokenizer, token_ids, prompt_index, child, asked, seed)
@@ -172,8 +180,7 @@ class LiveRequests:
             group,
             index,
             prompt_index,
-            # NOTE: random, since an id is never reused and a client may choose the group's.
-            f"{group.request_id}-{index}-{secrets.token_hex(4)}",
+            f"{group.request_id}-{index}",
             len(prompt),
             Assembler(tokenizer, prompt, params),
         )
@@ -196,7 +203,12 @@ class LiveRequests:
                 self.cancel(choice.group, error, reason="error")
                 continue
             self._time(choice, output, now)
-            delta = choice.assembler.push(output)
+            try:
+                delta = choice.assembler.push(output)
+            except Exception as error:  # whatever a tokenizer does concerns this request alone
+                logger.exception("the answer to %s could not be assembled", output.request_id)
+                self.cancel(choice.group, error, reason="error")
+                continue
             if delta.finish_reason is not None:
                 if delta.stopped_here:
                     stopped.append(choice.request_id)

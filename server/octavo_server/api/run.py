@@ -74,6 +74,7 @@ class Run:
                 lifespan="off",
                 ws="none",
                 server_header=False,
+                proxy_headers=False,
                 timeout_graceful_shutdown=_FLUSH_SECONDS,
             )
         )

@@ -15,6 +15,7 @@ import click
 from octavo_server.api.settings import MIB, ServeSettings
 from octavo_server.api.sizes import Size
 from octavo_server.api.termination import write_termination
+from octavo_server.api.without_torch import hide_torch
 from octavo_server.config import EngineConfig
 from octavo_server.errors import InvalidSettings, StartupError
 
@@ -103,6 +104,7 @@ def serve(model: str | None, flags: dict[str, Any]) -> int:
     config = engine_config(model, flags)
     settings = serve_settings(model, flags)
     listener = listen(flags["host"], flags["port"])
+    hide_torch()
     logging.basicConfig(
         level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(message)s"
     )

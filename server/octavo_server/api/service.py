@@ -17,6 +17,7 @@ from starlette.requests import Request
 from octavo_server.api.errors import BodyTooLarge, ClientGone, Unavailable, UnknownModel
 from octavo_server.api.lifecycle import Lifecycle
 from octavo_server.api.metrics import Metrics
+from octavo_server.api.protocol import too_long
 from octavo_server.api.requests import LiveRequests
 from octavo_server.api.settings import ServeSettings
 from octavo_server.engine.messages import (
@@ -104,7 +105,11 @@ class Service:
                 self._progress(message.text)
             case Ready():
                 self._ready = message
-                self._complete()
+                try:
+                    self._complete()
+                except Exception as error:
+                    logger.exception("start-up failed")
+                    self.fail(Failed("StartupFailed", f"{type(error).__name__}: {error}"))
             case Failed():
                 self.fail(message)
 
@@ -195,12 +200,7 @@ class Service:
         if not token_ids:
             raise InvalidRequest("the prompt is empty: it must have at least one token", param)
         if len(token_ids) > model.max_model_len - 1:
-            raise InvalidRequest(
-                f"this model's maximum context length is {model.max_model_len} tokens; the prompt"
-                f" has {len(token_ids)}, and at least one must be left for the answer",
-                param,
-                "context_length_exceeded",
-            )
+            raise too_long(len(token_ids), model.max_model_len, param)
         if min(token_ids) < 0 or max(token_ids) >= model.vocab_size:
             wrong = next(i for i in token_ids if not 0 <= i < model.vocab_size)
             raise InvalidRequest(

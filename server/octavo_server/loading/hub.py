@@ -11,14 +11,14 @@ from typing import Any
 
 from octavo_server.config import EngineConfig
 from octavo_server.errors import (
-    CorruptModel,
     GatedModel,
     HubUnreachable,
     ModelNotFound,
     StartupError,
     UnsupportedModel,
 )
-from octavo_server.loading.safetensors import weight_files
+from octavo_server.loading.describe import read_json
+from octavo_server.loading.safetensors import INDEX, index_names, weight_files
 from octavo_server.model_config import parse_config
 
 _TEXTS = ["*.json", "*.jinja", "*.txt", "*.model", "tokenizer*", "*.tiktoken"]
@@ -41,23 +41,21 @@ def fetch_snapshot(config: EngineConfig, progress: Callable[[str], None]) -> Pat
             f"{config.model} has no config.json on the Hub; of a GGUF repository, download a file "
             "and give its path"
         )
-    from octavo_server.loading.describe import read_json
-
     parse_config(read_json(folder / "config.json"))
     if config.load_format == "dummy":
         return folder
     started = time.monotonic()
-    _download(config, _WEIGHTS, folder.name, progress)
-    try:
-        weight_files(folder)
-    except CorruptModel:
+    index = folder / INDEX
+    wanted = index_names(index) if index.is_file() else _WEIGHTS
+    _download(config, wanted, folder.name, progress)
+    if not any(folder.glob("*.safetensors")):
         raise UnsupportedModel(
             f"{config.model} has no safetensors on the Hub; convert its weights "
             "(model.save_pretrained of transformers does) and serve the folder"
-        ) from None
-    progress(
-        f"{config.model} at {folder.name[:12]}: files ready in {time.monotonic() - started:.1f} s"
-    )
+        )
+    weight_files(folder)
+    seconds = time.monotonic() - started
+    progress(f"{config.model} at {folder.name[:12]}: files ready in {seconds:.1f} s")
     return folder
 
 

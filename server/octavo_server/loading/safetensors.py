@@ -49,11 +49,16 @@ def weight_files(folder: Path) -> list[Path]:
     raise CorruptModel(f"{folder} has no *.safetensors files")
 
 
-def _indexed_files(index: Path) -> list[Path]:
+def index_names(index: Path) -> list[str]:
+    """The files that a safetensors index speaks of."""
     try:
-        names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+        return sorted(set(json.loads(index.read_text())["weight_map"].values()))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CorruptModel(f"{index} is not a safetensors index ({error})") from error
+        raise CorruptModel(f"{index} is not a safetensors index ({error!r})") from error
+
+
+def _indexed_files(index: Path) -> list[Path]:
+    names = index_names(index)
     missing = [name for name in names if not (index.parent / name).is_file()]
     if missing:
         raise CorruptModel(

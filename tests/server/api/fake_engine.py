@@ -12,6 +12,8 @@ from types import SimpleNamespace
 
 import httpx
 import uvicorn
+from tests.server.text.tiny_tokenizers import byte_level
+
 from octavo_server.api.app import create_app
 from octavo_server.api.run import HttpServer
 from octavo_server.api.service import Service
@@ -27,8 +29,6 @@ from octavo_server.engine.messages import (
     TokenLogprobs,
     TokenOutput,
 )
-
-from tests.server.text.tiny_tokenizers import byte_level
 
 EOS = 0
 MAX_MODEL_LEN = 200
@@ -48,9 +48,10 @@ def say(text: str, *, finish: str = "stop") -> Script:
             if index == 0:
                 output.cached_tokens, output.scheduled = 0, time.monotonic()
                 if add.params.prompt_logprobs is not None:
-                    output.prompt_logprobs = [
-                        None,
-                        *(logprobs_of(i, add.params.prompt_logprobs) for i in add.prompt_token_ids[1:]),
+                    top = add.params.prompt_logprobs
+                    output.prompt_logprobs = [None]
+                    output.prompt_logprobs += [
+                        logprobs_of(i, top) for i in add.prompt_token_ids[1:]
                     ]
             if add.params.logprobs is not None:
                 output.logprobs = [logprobs_of(token_id, add.params.logprobs)]
@@ -71,7 +72,7 @@ def logprobs_of(token_id: int, top: int) -> TokenLogprobs:
 
 
 class FakeEngine:
-    """The client's interface: `send`, `on_message`. A step every `step_seconds` while `gate` is set."""
+    """The client's interface: `send`, `on_message`. Steps while `gate` is set."""
 
     def __init__(self, script: Script, step_seconds: float = 0.0) -> None:
         self.script = script
@@ -119,7 +120,7 @@ class FakeEngine:
 class Server:
     """A running server; `call` runs a function in its loop."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, service: Service, engine: FakeEngine, port: int):
+    def __init__(self, loop, service: Service, engine: FakeEngine, port: int) -> None:
         self.loop, self.service, self.engine = loop, service, engine
         self.url = f"http://127.0.0.1:{port}"
         self.http = httpx.Client(base_url=self.url, timeout=20)
@@ -167,7 +168,10 @@ def serving(
         listener = socket.create_server(("127.0.0.1", 0))
         http = HttpServer(
             uvicorn.Config(
-                create_app(service), log_level="error", lifespan="off", ws="none",
+                create_app(service),
+                log_level="error",
+                lifespan="off",
+                ws="none",
                 timeout_graceful_shutdown=1,
             )
         )

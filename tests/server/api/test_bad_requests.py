@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pytest
-
 from tests.server.api.fake_engine import serving
 
 MESSAGES = [{"role": "user", "content": "hi"}]
@@ -11,7 +10,7 @@ MESSAGES = [{"role": "user", "content": "hi"}]
 
 @pytest.fixture(scope="module")
 def server():
-    with serving(max_body_bytes=100_000) as server:
+    with serving(max_body_bytes=500_000) as server:
         yield server
 
 
@@ -61,6 +60,10 @@ def check(response, status, param):
         ({"stop": ""}, "stop"),
         ({"stop": "x" * 2000}, "stop"),
         ({"stop": 5}, "stop"),
+        ({"stop": ["x"] * 2000}, "stop"),
+        ({"stop_token_ids": [1] * 2000}, "stop_token_ids"),
+        ({"logit_bias": {str(i): 1 for i in range(2000)}}, "logit_bias"),
+        ({"prompt": ["a"] * 3000}, "prompt"),
         ({"stop_token_ids": [450]}, "stop_token_ids"),
         ({"logit_bias": {"450": 1}}, "logit_bias"),
         ({"logit_bias": {"5": 101}}, "logit_bias"),
@@ -97,7 +100,11 @@ def test_completions(server, body, param):
         ({"messages": MESSAGES, "max_completion_tokens": 0}, "max_completion_tokens"),
         ({"messages": MESSAGES, "tools": [{"type": "function"}]}, "tools"),
         ({"messages": MESSAGES, "chat_template": "{{ 1 }}"}, "chat_template"),
-        ({"messages": MESSAGES, "chat_template_kwargs": {"tokenize": True}}, "chat_template_kwargs"),
+        (
+            {"messages": MESSAGES, "chat_template_kwargs": {"tokenize": True}},
+            "chat_template_kwargs",
+        ),
+        ({"messages": [{"role": "user"}] * 17_000}, "messages"),
         ({"messages": MESSAGES, "continue_final_message": True}, "continue_final_message"),
         ({}, "messages"),
     ],
@@ -128,10 +135,10 @@ def test_bodies_that_are_no_json_object(server, raw):
 
 
 def test_large_bodies_are_refused_before_they_are_read(server):
-    check(server.completion(prompt="x" * 200_000), 413, None)
+    check(server.completion(prompt="x" * 600_000), 413, None)
 
     def chunks():
-        for _ in range(40):
+        for _ in range(60):
             yield b"x" * 10_000
 
     check(server.http.post("/v1/completions", content=chunks()), 413, None)
@@ -172,3 +179,5 @@ def test_an_unexpected_error_is_a_plain_500(server, monkeypatch):
     response = server.completion()
     assert response.status_code == 500
     assert "secret" not in response.text
+    monkeypatch.undo()
+    assert server.completion().status_code == 200  # on the same connection

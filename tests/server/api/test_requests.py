@@ -1,4 +1,4 @@
-"""Requests in flight: disconnects at every stage, failures, draining, readiness, health, metrics."""
+"""Requests in flight: disconnects, failures, draining, readiness, health, metrics."""
 
 from __future__ import annotations
 
@@ -7,12 +7,19 @@ import socket
 import time
 
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
+from tests.server.api.fake_engine import make_ready, say, serving
+
 from octavo_server.api.lifecycle import Lifecycle
 from octavo_server.api.metrics import Metrics
-from octavo_server.engine.messages import Failed, Heartbeat, TokenOutput
-from prometheus_client.parser import text_string_to_metric_families
-
-from tests.server.api.fake_engine import make_ready, say, serving
+from octavo_server.engine.messages import (
+    EngineStats,
+    Failed,
+    Heartbeat,
+    Outputs,
+    TokenOutput,
+)
+from octavo_server.errors import EngineDead
 
 LONG = say("word " * 150, finish="length")
 
@@ -20,11 +27,9 @@ LONG = say("word " * 150, finish="length")
 def post_and_leave(server, body, *, after_bytes=0):
     """Send a request on a raw socket, read a little, close it."""
     payload = json.dumps({"prompt": "hello", "max_tokens": 190, **body}).encode()
-    head = (
-        f"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: {len(payload)}\r\n\r\n".encode()
-    )
+    head = f"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: {len(payload)}\r\n\r\n"
     connection = socket.create_connection(("127.0.0.1", int(server.url.rsplit(":", 1)[1])))
-    connection.sendall(head + payload)
+    connection.sendall(head.encode() + payload)
     received = b""
     while len(received) < after_bytes:
         received += connection.recv(4096)
@@ -38,9 +43,8 @@ def test_a_disconnect_aborts(stream, stage, n):
     with serving(LONG, step_seconds=0.01) as server:
         if stage == "queued":
             server.call(server.engine.gate.clear)
-        connection = post_and_leave(
-            server, {"stream": stream, "n": n}, after_bytes=300 if stream and stage != "queued" else 0
-        )
+        after_bytes = 300 if stream and stage == "decoding" else 0
+        connection = post_and_leave(server, {"stream": stream, "n": n}, after_bytes=after_bytes)
         server.wait(lambda: len(server.engine.adds) == n)
         if stage == "decoding":
             time.sleep(0.05)
@@ -66,7 +70,8 @@ def test_many_disconnects_leave_nothing():
 def test_a_disconnect_while_the_body_is_still_coming():
     with serving() as server:
         connection = socket.create_connection(("127.0.0.1", int(server.url.rsplit(":", 1)[1])))
-        connection.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 500\r\n\r\n{")
+        head = b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 500\r\n\r\n"
+        connection.sendall(head + b"{")
         server.wait(lambda: server.service.lifecycle.active == 1)
         connection.close()
         server.wait(lambda: server.service.lifecycle.active == 0)
@@ -80,8 +85,6 @@ def test_outputs_of_aborted_requests_are_dropped():
 
 
 def _outputs(request_id):
-    from octavo_server.engine.messages import EngineStats, Outputs
-
     return Outputs([TokenOutput(request_id, [5])], EngineStats(0, 0, 0.0), 0.0)
 
 
@@ -112,17 +115,11 @@ def test_a_dead_engine_ends_waiting_requests_with_500():
                 server.loop.call_later,
                 0.2,
                 server.service.requests.fail_all,
-                RuntimeErrorOfEngine("gone"),
+                EngineDead("gone"),
             )
             response = server.completion(stream=stream)
             assert response.status_code == 500
             assert response.json()["error"]["type"] == "server_error"
-
-
-def RuntimeErrorOfEngine(text):  # noqa: N802
-    from octavo_server.errors import EngineDead
-
-    return EngineDead(text)
 
 
 def test_an_error_of_one_request_ends_it_alone():
@@ -137,6 +134,21 @@ def test_an_error_of_one_request_ends_it_alone():
         assert (response.status_code, response.json()["error"]["message"]) == (500, "bad row")
         assert server.completion().status_code == 200
         assert len(server.service.requests) == 0
+
+
+def test_a_failing_tokenizer_ends_one_request(monkeypatch):
+    with serving(LONG, step_seconds=0.001) as server:
+        import octavo_server.api.requests as requests
+
+        class Broken(requests.Assembler):
+            def push(self, output):
+                raise RuntimeError("no such piece")
+
+        monkeypatch.setattr(requests, "Assembler", Broken)
+        assert server.completion().status_code == 500
+        monkeypatch.undo()
+        assert server.completion(max_tokens=2).status_code == 200
+        assert server.engine.aborted
 
 
 def test_nothing_is_served_before_the_model_is_ready():
@@ -203,11 +215,12 @@ EXPECTED = {
     ],
 }
 VLLM_BUCKETS = {
-    "time_to_first_token_seconds": ".001 .005 .01 .02 .04 .06 .08 .1 .25 .5 .75 1 2.5 5 7.5 10 20 40"
-    " 80 160 640 2560",
-    "inter_token_latency_seconds": ".01 .025 .05 .075 .1 .15 .2 .3 .4 .5 .75 1 2.5 5 7.5 10 20 40 80",
-    "e2e_request_latency_seconds": ".3 .5 .8 1 1.5 2 2.5 5 10 15 20 30 40 50 60 120 240 480 960 1920"
-    " 7680",
+    "time_to_first_token_seconds": ".001 .005 .01 .02 .04 .06 .08 .1 .25 .5 .75 1 2.5 5 7.5"
+    " 10 20 40 80 160 640 2560",
+    "inter_token_latency_seconds": ".01 .025 .05 .075 .1 .15 .2 .3 .4 .5 .75 1 2.5 5 7.5"
+    " 10 20 40 80",
+    "e2e_request_latency_seconds": ".3 .5 .8 1 1.5 2 2.5 5 10 15 20 30 40 50 60 120 240 480"
+    " 960 1920 7680",
     "iteration_tokens_total": "1 8 16 32 64 128 256 512 1024 2048 4096 8192 16384",
     "request_prompt_tokens": "1 2 5 10 20 50 100 200",
 }
@@ -237,7 +250,10 @@ def test_metrics(prefix):
         assert values[prefix + "e2e_request_latency_seconds_count"] == 3
         success = families[prefix + "request_success"].samples
         assert {s.labels["finished_reason"]: s.value for s in success} == {
-            "stop": 1, "length": 2, "abort": 0, "error": 0,
+            "stop": 1,
+            "length": 2,
+            "abort": 0,
+            "error": 0,
         }
 
 

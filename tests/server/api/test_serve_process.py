@@ -1,4 +1,4 @@
-"""`octavo serve` as a real process with a real engine: its whole life, and both ways to be killed."""
+"""`octavo serve` as a real process with a real engine: its whole life, and how it is killed."""
 
 from __future__ import annotations
 
@@ -15,7 +15,6 @@ from pathlib import Path
 import httpx
 import psutil
 import pytest
-
 from tests.server.tiny_models import make_tiny
 
 ROOT = Path(__file__).parents[3]
@@ -106,7 +105,8 @@ def stream(process, **body):
     first = threading.Event()
 
     def read():
-        with process.http.stream("POST", "/v1/completions", json={**body, "stream": True}) as answer:
+        streamed = {**body, "stream": True}
+        with process.http.stream("POST", "/v1/completions", json=streamed) as answer:
             for line in answer.iter_lines():
                 if line:
                     lines.append(line)
@@ -126,6 +126,8 @@ def test_from_start_to_drain(start):
     assert (early.status_code, early.headers["retry-after"]) == (503, "1")
     process.wait(lambda: process.status("/ready") == 200, START_SECONDS)
 
+    # The API process has no torch: its memory is a tokenizer's.
+    assert psutil.Process(process.process.pid).memory_info().rss < 300 * 2**20
     answer = process.http.post("/v1/completions", json={"prompt": "The", "max_tokens": 5}).json()
     assert answer["usage"]["completion_tokens"] <= 5
     bad = process.http.post("/v1/completions", json={"prompt": [100_000]})
@@ -133,16 +135,19 @@ def test_from_start_to_drain(start):
 
     # A disconnect gives everything back, streaming or not.
     for streams in (True, False):
-        with httpx.Client(base_url=process.http.base_url) as client:
+        with httpx.Client(base_url=process.http.base_url, timeout=0.3) as client:
             body = {**LONG, "n": 8, "stream": streams}
-            with pytest.raises(httpx.ReadTimeout):
-                with client.stream("POST", "/v1/completions", json=body, timeout=0.3) as response:
+            try:
+                with client.stream("POST", "/v1/completions", json=body) as response:
                     next(response.iter_lines())
-                    raise httpx.ReadTimeout("enough")
+            except httpx.ReadTimeout:
+                assert not streams
         process.wait(
-            lambda: process.metric("num_requests_running") == 0
-            and process.metric("kv_cache_usage_perc") == 0
-            and process.metric("num_requests_waiting") == 0
+            lambda: (
+                process.metric("num_requests_running") == 0
+                and process.metric("kv_cache_usage_perc") == 0
+                and process.metric("num_requests_waiting") == 0
+            )
         )
 
     aborted = [line for line in process.http.get("/metrics").text.splitlines() if "abort" in line]

@@ -6,6 +6,7 @@ import json
 
 import pytest
 from click.testing import CliRunner
+
 from octavo_server.api import serve
 from octavo_server.api.sizes import parse_bytes
 from octavo_server.api.termination import termination_line, write_termination

@@ -116,7 +116,7 @@ def test_truncated_weights_and_pointers(folder: Path) -> None:
     for size in (0, 4, 100, len(content) - 1):
         path.write_bytes(content[:size])
         assert "damaged or incomplete" in refused(CorruptModel, folder)
-    path.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 5\n")
+    path.write_text("version https://git-lfs.example/spec/v1\noid sha256:0\nsize 5\n")
     assert "git lfs pull" in refused(CorruptModel, folder)
 
 

@@ -13,6 +13,7 @@ import torch
 from gguf import GGMLQuantizationType as Kind
 from tests.server.loading.gguf_writing import write_gguf
 from tests.server.models.step import Rows
+from tests.server.models.twin import SMOLLM2, transformers_twin
 from tests.server.tiny_models import change_config, make_tiny
 
 from octavo_kernels.ops import select_ops
@@ -25,8 +26,6 @@ from octavo_server.loading.load import load_model
 from octavo_server.loading.source import ModelSource, resolve_source
 from octavo_server.loading.tokenizer import load_tokenizer
 from octavo_server.models.causal_lm import CausalLM
-
-SMOLLM2 = Path(__file__).parents[3] / ".cache/models/SmolLM2-135M-Instruct.Q4_1.gguf"
 
 
 def source_of(path: Path) -> ModelSource:
@@ -113,6 +112,13 @@ class TestSmolLM2:
         assert config.rope is not None
         assert config.rope.theta == 100000.0
         assert read_generation_defaults(source, "auto").eos_token_ids == [2]
+
+    def test_logits_are_those_of_transformers(self) -> None:
+        ids = load_tokenizer(source_of(SMOLLM2), None, False).encode("The capital of France is")
+        with torch.inference_mode():
+            expected = transformers_twin(SMOLLM2)(torch.tensor([ids])).logits[0]
+        (got,) = Rows(load(SMOLLM2), 1).step([ids])
+        torch.testing.assert_close(got, expected, atol=1e-3, rtol=1e-4)
 
     def test_it_knows_the_capital_of_france(self) -> None:
         tokenizer = load_tokenizer(source_of(SMOLLM2), None, False)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import socket
 import time
 from collections.abc import Callable, Iterator
@@ -15,6 +16,7 @@ from tests.server.models.published_configs import LLAMA
 
 from octavo_server.config import EngineConfig
 from octavo_server.errors import (
+    CorruptModel,
     GatedModel,
     HubUnreachable,
     ModelNotFound,
@@ -222,6 +224,18 @@ def test_only_pickles(hub: Hub, tmp_path: Path) -> None:
     (hub.repositories[MODEL] / "consolidated.safetensors").unlink()
     assert "no safetensors" in refused(tmp_path, UnsupportedModel)
     assert hub.downloads("pytorch_model.bin") == []
+
+
+def test_an_index_decides_which_weights_arrive(hub: Hub, tmp_path: Path) -> None:
+    folder = hub.repositories[MODEL]
+    (folder / "model.fp16.safetensors").write_bytes(b"the same again")
+    index = {"weight_map": {"a": "model.safetensors"}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    assert "model.fp16.safetensors" not in names(resolve(tmp_path))
+    index = {"weight_map": {"a": "model.safetensors", "b": "gone.safetensors"}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    shutil.rmtree(tmp_path / "cache")
+    assert "lacks 1 of 2 weight files" in refused(tmp_path, CorruptModel)
 
 
 def test_a_repository_without_config(hub: Hub, tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ class Rows:
     model: CausalLM
     count: int
     dtype: torch.dtype = torch.float32
+    device: str = "cpu"
     max_blocks: int = 32
     lengths: list[int] = field(default_factory=list)
 
@@ -29,17 +30,12 @@ class Rows:
         shape = (
             1 + self.count * self.max_blocks, config.num_kv_heads, BLOCK_SIZE, config.head_size,
         )  # fmt: skip
-        poison = float("nan")
         self.caches = [
-            (
-                torch.full(shape, poison, dtype=self.dtype),
-                torch.full(shape, poison, dtype=self.dtype),
-            )
-            for _ in range(config.num_layers)
+            (self.poisoned(shape), self.poisoned(shape)) for _ in range(config.num_layers)
         ]
         # Block 0 is the null block; row r owns blocks 1 + r, 1 + r + count, ...
         owned = torch.arange(self.count * self.max_blocks).view(self.max_blocks, self.count).T + 1
-        self.tables = owned.contiguous().to(torch.int32)
+        self.tables = owned.to(self.device, torch.int32).contiguous()
 
     def step(self, chunks: list[list[int]]) -> list[Tensor]:
         """Run each row's next tokens (none is legal); float32 logits `[tokens, vocab]` a row."""
@@ -54,15 +50,22 @@ class Rows:
                 self.lengths[row] += 1
             starts.append(len(ids))
         batch = Batch(
-            slots=torch.tensor(slots),
+            slots=self.tensor(slots, torch.int64),
             block_tables=self.tables,
-            query_starts=torch.tensor(starts, dtype=torch.int32),
-            context_lens=torch.tensor(self.lengths, dtype=torch.int32),
+            query_starts=self.tensor(starts, torch.int32),
+            context_lens=self.tensor(self.lengths, torch.int32),
             max_query_len=max(len(chunk) for chunk in chunks),
             max_context_len=max(self.lengths),
             kv_caches=self.caches,
         )
         with torch.inference_mode():
-            hidden = self.model.forward(torch.tensor(ids), torch.tensor(positions), batch)
+            where = self.tensor(positions, torch.int64)
+            hidden = self.model.forward(self.tensor(ids, torch.int64), where, batch)
             logits = self.model.logits(hidden)
-        return list(logits.split([len(chunk) for chunk in chunks]))
+        return list(logits.cpu().split([len(chunk) for chunk in chunks]))
+
+    def tensor(self, values: list[int], dtype: torch.dtype) -> Tensor:
+        return torch.tensor(values, dtype=dtype, device=self.device)
+
+    def poisoned(self, shape: tuple[int, ...]) -> Tensor:
+        return torch.full(shape, float("nan"), dtype=self.dtype, device=self.device)

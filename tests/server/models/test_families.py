@@ -20,15 +20,15 @@ from octavo_server.models.causal_lm import CausalLM
 _LENGTHS = (37, 5, 50)
 
 
-def load(folder: Path, dtype: torch.dtype = torch.float32) -> CausalLM:
+def load(folder: Path, dtype: torch.dtype = torch.float32, device: str = "cpu") -> CausalLM:
     settings = EngineConfig(model=str(folder))
     source = resolve_source(settings, print)
     return load_model(
         source,
         read_model_config(source),
         settings,
-        ops=select_ops("cpu"),
-        device=torch.device("cpu"),
+        ops=select_ops(device),
+        device=torch.device(device),
         dtype=dtype,
         progress=print,
     )
@@ -44,8 +44,16 @@ def family(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
-def test_float32_logits_are_those_of_transformers(family: str, tmp_path: Path) -> None:
-    rows = Rows(load(make_tiny(family, tmp_path)), len(_LENGTHS))
+@pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def device(request: pytest.FixtureRequest) -> str:
+    if request.param == "cuda" and not torch.cuda.is_available():
+        pytest.skip("no CUDA device")
+    return str(request.param)
+
+
+def test_float32_logits_are_those_of_transformers(family: str, device: str, tmp_path: Path) -> None:
+    model = load(make_tiny(family, tmp_path), device=device)
+    rows = Rows(model, len(_LENGTHS), device=device)
     theirs = tiny_model(family)
     sequences = prompts()
     with torch.inference_mode():
@@ -66,8 +74,9 @@ def test_float32_logits_are_those_of_transformers(family: str, tmp_path: Path) -
         torch.testing.assert_close(torch.cat(got[row]), logits, atol=1e-4, rtol=1e-4)
 
 
-def test_bfloat16_stays_close(family: str, tmp_path: Path) -> None:
-    rows = Rows(load(make_tiny(family, tmp_path), torch.bfloat16), 1, torch.bfloat16)
+def test_bfloat16_stays_close(family: str, device: str, tmp_path: Path) -> None:
+    model = load(make_tiny(family, tmp_path), torch.bfloat16, device)
+    rows = Rows(model, 1, torch.bfloat16, device)
     ids = prompts()[0]
     with torch.inference_mode():
         expected = tiny_model(family)(torch.tensor([ids])).logits[0]

@@ -18,7 +18,7 @@ def stream(tokenizer, prompt, ids, **options):
 
 
 @given(ids=st.lists(st.integers(0, 399), max_size=60), skip=st.booleans())
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 def test_byte_level_equals_whole_decode(ids, skip):
     tokenizer = byte_level()
     _, text = stream(tokenizer, [], ids, skip_special_tokens=skip)
@@ -28,7 +28,7 @@ def test_byte_level_equals_whole_decode(ids, skip):
 
 
 @given(text=st.text(max_size=40), cut=st.integers(0, 40))
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 def test_any_text_survives_any_cut_between_prompt_and_answer(text, cut):
     tokenizer = byte_level()
     ids = tokenizer.encode(text, add_special_tokens=False)
@@ -40,7 +40,7 @@ def test_any_text_survives_any_cut_between_prompt_and_answer(text, cut):
 
 
 @given(text=st.text(max_size=40), cut=st.integers(0, 40))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=60, deadline=None)
 def test_sentencepiece_like_texts_survive_any_cut(text, cut):
     tokenizer = sentencepiece_like()
     ids = [1, *tokenizer.encode(text, add_special_tokens=False)]
@@ -82,7 +82,7 @@ def test_ids_past_the_vocabulary_have_no_text():
 
 
 @given(ids=st.lists(st.integers(0, 10), max_size=80))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=60, deadline=None)
 def test_opaque_tokenizers_go_through_the_window(ids):
     tokenizer = word_piece()
     assert isinstance(detokenizer_for(tokenizer, []), WindowDetokenizer)
@@ -91,7 +91,7 @@ def test_opaque_tokenizers_go_through_the_window(ids):
 
 
 @given(ids=st.lists(st.integers(3, 399), max_size=100))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=60, deadline=None)
 def test_both_detokenizers_agree_on_valid_text(ids):
     tokenizer = byte_level()
     whole = tokenizer.decode(ids, clean_up_tokenization_spaces=False)

@@ -1,0 +1,93 @@
+"""The engine on a GPU, against transformers on the same GPU."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+from octavo_server import LLM, SamplingParams
+
+from tests.server.test_greedy_equals_transformers import LENGTHS, make_prompts, reference, tokens
+from tests.server.tiny_models import FAMILIES, VOCAB_SIZE, make_tiny
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU; torch sees none"),
+]
+
+NEW_TOKENS = 64
+TOP = 5
+"""A first mismatch in bf16 must be among the other side's best five: ties within rounding differ."""
+
+
+@pytest.fixture(scope="module", params=sorted(FAMILIES))
+def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_tiny(request.param, tmp_path_factory.mktemp(request.param))
+
+
+def load(folder: Path, dtype: str, **settings: object) -> LLM:
+    return LLM(
+        str(folder),
+        device="cuda",
+        dtype=dtype,
+        max_model_len=256,
+        **({"kv_cache_memory_bytes": 64 << 20} | settings),  # type: ignore[arg-type]
+    )
+
+
+def generate(llm: LLM, prompts: list[list[int]], **params: object) -> list[list[int]]:
+    settings = {"temperature": 0.0, "max_tokens": NEW_TOKENS, "ignore_eos": True} | params
+    return tokens(llm.generate(prompts, SamplingParams(**settings)))  # type: ignore[arg-type]
+
+
+def test_float32_equals_transformers(folder: Path) -> None:
+    """Plain, warm, chunked and preempted; the reference runs on CPU in float32 as in the other tests."""
+    prompts = make_prompts(VOCAB_SIZE)
+    expected = reference(folder, prompts)
+    llm = load(folder, "float32")
+    assert generate(llm, prompts) == expected
+    assert generate(llm, prompts) == expected
+    chunked = load(folder, "float32", max_num_batched_tokens=11, max_num_seqs=8)
+    assert generate(chunked, prompts) == expected
+    pressed = load(folder, "float32", num_gpu_blocks_override=1 + 17)
+    assert generate(pressed, prompts) == expected
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_half_precision_agrees_up_to_ties(folder: Path, dtype: str) -> None:
+    prompts = make_prompts(VOCAB_SIZE)
+    outputs = generate(load(folder, dtype), prompts)
+    model = transformers.AutoModelForCausalLM.from_pretrained(
+        folder, dtype=getattr(torch, dtype), attn_implementation="eager", device_map="cuda"
+    ).eval()
+    agreed = 0
+    for prompt, output in zip(prompts, outputs, strict=True):
+        with torch.inference_mode():
+            logits = model(torch.tensor([prompt + output], device="cuda")).logits[0]
+        best = logits[len(prompt) - 1 : -1].topk(TOP).indices.tolist()
+        for choices, token_id in zip(best, output, strict=True):
+            assert token_id in choices
+            agreed += token_id == choices[0]
+    assert agreed > 0.9 * NEW_TOKENS * len(LENGTHS)
+
+
+def test_a_seed_gives_the_same_tokens_alone_and_in_a_crowd(folder: Path) -> None:
+    llm = load(folder, "float32")
+    prompts = make_prompts(VOCAB_SIZE)
+    wanted = {"temperature": 1.0, "top_p": 0.9, "top_k": 50, "seed": 11}
+    crowd = generate(llm, prompts, **wanted)
+    assert [generate(llm, [prompt], **wanted)[0] for prompt in prompts] == crowd
+
+
+def test_gpu_memory_utilization_leaves_the_rest_of_the_card_alone(folder: Path) -> None:
+    total = torch.cuda.mem_get_info()[1]
+    before = total - torch.cuda.mem_get_info()[0]
+    llm = load(folder, "bfloat16", kv_cache_memory_bytes=None, gpu_memory_utilization=0.3)
+    generate(llm, make_prompts(VOCAB_SIZE))
+    used = total - torch.cuda.mem_get_info()[0]
+    del llm
+    torch.cuda.empty_cache()
+    assert before < 0.3 * total
+    assert abs(used / total - 0.3) < 0.02

@@ -1,0 +1,25 @@
+"""Where the Triton kernels run: on a GPU if there is one, else in Triton's interpreter.
+
+The interpreter must be chosen before triton is first imported, so this file does it while pytest
+collects. Nothing outside this folder may import octavo_kernels while it is being collected.
+"""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+import torch
+
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _interpreter_is_on() -> None:
+    from octavo_kernels import language
+
+    assert language.HAS_TRITON, "these tests need triton"
+    assert torch.cuda.is_available() or language.INTERPRETED, (
+        "triton was imported before TRITON_INTERPRET=1 was set: set it in the environment"
+    )

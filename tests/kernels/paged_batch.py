@@ -1,0 +1,98 @@
+"""Random paged batches in which everything that attention must not read is NaN or nonsense."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from octavo_kernels.ops import PagedAttention
+
+from . import oracle
+
+
+@dataclass
+class PagedBatch:
+    query: Tensor  # [tokens, heads, head_size], a strided view of a fused qkv
+    key_cache: Tensor  # [blocks, kv_heads, block_size, head_size]
+    value_cache: Tensor
+    block_tables: Tensor  # int32 [seqs, max_blocks]
+    query_starts: Tensor  # int32 [seqs + 1]
+    context_lens: Tensor  # int32 [seqs]
+    max_query_len: int
+    max_context_len: int
+    window: int
+
+    def tensors(self) -> tuple[Tensor, ...]:
+        return (
+            self.query, self.key_cache, self.value_cache,
+            self.block_tables, self.query_starts, self.context_lens,
+        )  # fmt: skip
+
+    @property
+    def scale(self) -> float:
+        return float(self.query.shape[2] ** -0.5)
+
+    def attend(self, op: PagedAttention, out: Tensor | None = None) -> Tensor:
+        return op(
+            *self.tensors(),
+            max_query_len=self.max_query_len,
+            max_context_len=self.max_context_len,
+            scale=self.scale,
+            sliding_window=self.window,
+            out=out,
+        )
+
+    def expected(self) -> Tensor:
+        return oracle.paged_attention(*self.tensors(), self.scale, self.window)
+
+
+def make_batch(
+    query_lens: list[int],
+    contexts: list[int],
+    *,
+    heads: int,
+    kv_heads: int,
+    head_size: int,
+    block_size: int = 16,
+    dtype: torch.dtype = torch.float32,
+    device: str = "cpu",
+    window: int = 0,
+    padding_tokens: int = 0,
+    seed: int = 0,
+) -> PagedBatch:
+    """Pages in random order. NaN: pages of nobody, and slots past a context or before its window.
+    Table entries past a context point nowhere; those before the window to block 0, which is NaN."""
+    random = torch.Generator().manual_seed(seed)
+    used = [-(-context // block_size) for context in contexts]
+    blocks = sum(used) + 2
+    order = (torch.randperm(blocks - 1, generator=random) + 1).tolist()  # block 0 is nobody's
+    shape = (blocks, kv_heads, block_size, head_size)
+    keys, values = torch.full(shape, float("nan")), torch.full(shape, float("nan"))
+    tables = torch.empty(len(contexts), max(used, default=0) + 2, dtype=torch.int32)
+    tables[:, ::2], tables[:, 1::2] = -7, 1 << 30
+    for seq, context in enumerate(contexts):
+        first_query = context - query_lens[seq]
+        lowest = max(0, first_query - window + 1) if window else 0
+        for page in range(used[seq]):
+            tables[seq, page] = order.pop() if (page + 1) * block_size > lowest else 0
+        for position in range(lowest, context):
+            block = tables[seq, position // block_size]
+            offset = position % block_size
+            keys[block, :, offset] = torch.randn(kv_heads, head_size, generator=random)
+            values[block, :, offset] = torch.randn(kv_heads, head_size, generator=random)
+    tokens = sum(query_lens) + padding_tokens
+    qkv = torch.randn(tokens, heads + 2 * kv_heads, head_size, generator=random)
+    starts = torch.tensor([0, *query_lens]).cumsum(0)
+    return PagedBatch(
+        qkv.to(device, dtype)[:, :heads],
+        keys.to(device, dtype),
+        values.to(device, dtype),
+        tables.to(device),
+        starts.to(device, torch.int32),
+        torch.tensor(contexts, dtype=torch.int32, device=device),
+        max(query_lens, default=0),
+        max(contexts, default=0),
+        window,
+    )
