@@ -20,7 +20,7 @@ from .hollow import HollowRunner, Script
 from .images import Image
 from .kube_api import STRATEGIC, ApiError, KubeApi, Object, path_of
 from .network import PodNetwork
-from .pod_worker import PodWorker, Runner, make_pod_runner
+from .pod_worker import PodWorker, Runner, make_pod_runner, path_of_pod
 from .sandbox import NamespaceSandbox
 
 log = logging.getLogger(__name__)
@@ -102,17 +102,19 @@ class NodeAgent:
             self._changed(self._unbound.pop(pod["metadata"]["uid"]))
 
     async def remove_node(self, name: str) -> None:
-        """Deletes the Node and ends its pods' processes, as when a machine is taken away."""
+        """Deletes the Node and its pods, without grace, as when a machine is taken away."""
         self._nodes.pop(name, None)
         await self._api.delete(path_of("v1", "Node", name=name))
         await self._api.delete(path_of("coordination.k8s.io/v1", "Lease", "kube-node-lease", name))
-        tasks = []
-        for worker, task in list(self._workers.values()):
-            if worker.pod["spec"]["nodeName"] == name:
-                worker.vanished()
-                tasks.append(task)
-        if tasks:
-            await asyncio.wait(tasks, timeout=STOP_SECONDS)
+        there = [each for each in self._workers.values() if each[0].pod["spec"]["nodeName"] == name]
+        for worker, _ in there:
+            worker.vanished()
+        # Kubernetes' own collector of such pods takes a minute.
+        await asyncio.gather(
+            *(self._api.delete(path_of_pod(each.pod), gracePeriodSeconds=0) for each, _ in there)
+        )
+        if there:
+            await asyncio.wait([task for _, task in there], timeout=STOP_SECONDS)
 
     @property
     def _host_ip(self) -> str:

@@ -11,7 +11,7 @@ import resource, torch
 from octavo_kernels import allocator
 kept = allocator.keep_freed_memory()
 def faults(): return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-for _ in range(3): torch.empty(4 << 20, dtype=torch.uint8).fill_(1)
+for _ in range(30): torch.empty(4 << 20, dtype=torch.uint8).fill_(1)
 before = faults()
 for _ in range(20): torch.empty(4 << 20, dtype=torch.uint8).fill_(1)
 print(kept, faults() - before)  # 20 times 1,024 pages if each were handed back

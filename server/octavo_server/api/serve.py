@@ -22,7 +22,22 @@ from octavo_server.errors import InvalidSettings, StartupError
 _BACKLOG = 2048  # connections that wait while the loop is busy
 
 
-@click.command(name="serve", help="Serve MODEL: a folder, a .gguf file or a Hub id (ORG/NAME).")
+class ServeCommand(click.Command):
+    """Wrong flags (of a manifest's extraArgs, say) go to the termination message as well."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        try:
+            return super().parse_args(ctx, args)
+        except click.UsageError as error:
+            write_termination(InvalidSettings.reason, error.format_message())
+            raise
+
+
+@click.command(
+    name="serve",
+    cls=ServeCommand,
+    help="Serve MODEL: a folder, a .gguf file or a Hub id (ORG/NAME).",
+)
 @click.argument("model_tag", metavar="MODEL", required=False)
 @click.option("--model", help="The same as MODEL.")
 @click.option("--host", default="0.0.0.0", show_default=True, help="Address to listen on.")

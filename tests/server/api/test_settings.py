@@ -82,6 +82,15 @@ def test_settings_out_of_range(monkeypatch):
             run(monkeypatch, "m", *flags)
 
 
+@pytest.mark.parametrize("flags", [("--no-such-flag",), ("--kv-cache-memory-bytes", "lots")])
+def test_wrong_flags_reach_the_termination_message(flags, monkeypatch, tmp_path):
+    monkeypatch.setenv("OCTAVO_TERMINATION_LOG", str(tmp_path / "log"))
+    assert CliRunner().invoke(serve.command, ["model", *flags]).exit_code == 2
+    said = json.loads((tmp_path / "log").read_text())
+    assert said["reason"] == "InvalidSettings"
+    assert flags[0] in said["message"]
+
+
 def test_a_busy_port_is_one_sentence():
     with serve.listen("127.0.0.1", 0) as first:
         port = first.getsockname()[1]
