@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
-from octavo_server import LLM, SamplingParams
-
 from tests.server.test_greedy_equals_transformers import LENGTHS, make_prompts, reference, tokens
 from tests.server.tiny_models import FAMILIES, VOCAB_SIZE, make_tiny
+
+from octavo_server import LLM, SamplingParams
 
 pytestmark = [
     pytest.mark.gpu,
@@ -19,7 +19,8 @@ pytestmark = [
 
 NEW_TOKENS = 64
 TOP = 5
-"""A first mismatch in bf16 must be among the other side's best five: ties within rounding differ."""
+"""A first mismatch in bf16 must be among the other side's best five: ties within rounding differ.
+"""
 
 
 @pytest.fixture(scope="module", params=sorted(FAMILIES))
@@ -43,7 +44,9 @@ def generate(llm: LLM, prompts: list[list[int]], **params: object) -> list[list[
 
 
 def test_float32_equals_transformers(folder: Path) -> None:
-    """Plain, warm, chunked and preempted; the reference runs on CPU in float32 as in the other tests."""
+    """Plain, warm, chunked and preempted; the reference runs on CPU in float32 as in the other
+    tests.
+    """
     prompts = make_prompts(VOCAB_SIZE)
     expected = reference(folder, prompts)
     llm = load(folder, "float32")

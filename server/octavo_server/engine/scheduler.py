@@ -41,7 +41,7 @@ class SchedulerConfig:
 
 
 class Scheduler:
-    """Owns the sequences and their pages. `schedule` and `update` alternate, `abort` between them."""
+    """Owns the sequences and their pages; `schedule` and `update` alternate, `abort` between."""
 
     def __init__(
         self,

@@ -9,8 +9,9 @@ import subprocess
 import sys
 import textwrap
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
+from typing import TypeVar
 
 import psutil
 import pytest
@@ -22,6 +23,8 @@ from octavo_server.sampling_params import SamplingParams
 from tests.server.tiny_models import make_tiny
 
 START_SECONDS = 60
+
+T = TypeVar("T", bound=FromEngine)
 
 
 @pytest.fixture(scope="module")
@@ -40,23 +43,35 @@ class Watched:
 
     def __init__(self, config: EngineConfig) -> None:
         self.heard: list[FromEngine] = []
-        self.client = EngineClient(config, on_message=self.heard.append)
+        self._news = asyncio.Event()
+        self.client = EngineClient(config, on_message=self._hear)
         self.client.start()
 
-    async def until(self, kind: type, count: int = 1) -> list[FromEngine]:
-        deadline = time.monotonic() + START_SECONDS
-        while time.monotonic() < deadline:
-            found = [message for message in self.heard if isinstance(message, kind)]
-            if len(found) >= count:
-                return found
-            await asyncio.sleep(0.02)
-        raise AssertionError(f"no {kind.__name__} among {self.heard}")
+    def _hear(self, message: FromEngine) -> None:
+        self.heard.append(message)
+        self._news.set()
+
+    async def until(self, condition: Callable[[list[FromEngine]], bool]) -> None:
+        """Wait until what was heard so far satisfies `condition`."""
+        async with asyncio.timeout(START_SECONDS):
+            while not condition(self.heard):
+                self._news.clear()
+                await self._news.wait()
+
+    async def first(self, kind: type[T], count: int = 1) -> T:
+        """The `count`th message of this kind, once it came."""
+        await self.until(lambda heard: len(of_kind(heard, kind)) >= count)
+        return of_kind(self.heard, kind)[count - 1]
+
+
+def of_kind(heard: list[FromEngine], kind: type[T]) -> list[T]:
+    return [message for message in heard if isinstance(message, kind)]
 
 
 @pytest.fixture
 async def engine(folder: Path) -> AsyncIterator[Watched]:
     watched = Watched(settings(folder))
-    await watched.until(Ready)
+    await watched.first(Ready)
     yield watched
     await watched.client.stop()
 
@@ -64,47 +79,48 @@ async def engine(folder: Path) -> AsyncIterator[Watched]:
 async def test_serves_requests_beats_and_leaves_when_asked(engine: Watched) -> None:
     params = SamplingParams(max_tokens=3, ignore_eos=True, seed=1)
     engine.client.send(Add("a", [5, 6, 7], params, time.monotonic()))
-    while not any(
-        output.finish_reason == "length"
-        for message in await engine.until(Outputs)
-        if isinstance(message, Outputs)
-        for output in message.outputs
-    ):
-        await asyncio.sleep(0.02)
-    (beat, *_) = await engine.until(Heartbeat)
-    assert isinstance(beat, Heartbeat) and abs(time.monotonic() - beat.now) < START_SECONDS
+    await engine.until(lambda heard: tokens_of(heard)[-1:] == ["length"])
+    assert len(tokens_of(engine.heard)) == 3 + 1
+    beat = await engine.first(Heartbeat)
+    assert abs(time.monotonic() - beat.now) < START_SECONDS
     assert engine.client.alive
     await engine.client.stop()
     assert engine.client.exit_code == 0 and not engine.client.alive
-    assert not any(isinstance(message, Failed) for message in engine.heard)
+    assert not of_kind(engine.heard, Failed)
+
+
+def tokens_of(heard: list[FromEngine]) -> list[int | str]:
+    """All tokens that came, and the reasons of all ends."""
+    found: list[int | str] = []
+    for message in of_kind(heard, Outputs):
+        for output in message.outputs:
+            found += output.token_ids
+            found += [output.finish_reason] if output.finish_reason else []
+    return found
 
 
 async def test_an_abort_frees_its_pages_and_moves_the_gauges(engine: Watched) -> None:
     params = SamplingParams(max_tokens=400, ignore_eos=True, seed=1)
     engine.client.send(Add("a", [5, 6, 7], params, time.monotonic()))
-    await engine.until(Outputs, 3)
+    await engine.first(Outputs, 3)
     engine.client.send(Abort(["a"]))
-    deadline = time.monotonic() + START_SECONDS
-    while time.monotonic() < deadline:
-        stats = [message.stats for message in engine.heard if isinstance(message, Outputs)][-1]
-        if stats.running == 0:
-            break
-        await asyncio.sleep(0.02)
+    await engine.until(lambda heard: of_kind(heard, Outputs)[-1].stats.running == 0)
+    stats = of_kind(engine.heard, Outputs)[-1].stats
     assert (stats.running, stats.waiting, stats.kv_cache_usage) == (0, 0, 0.0)
 
 
 async def test_death_by_signal_is_reported_once(engine: Watched) -> None:
     assert engine.client.pid is not None
     os.kill(engine.client.pid, signal.SIGKILL)
-    (failed,) = await engine.until(Failed)
-    assert isinstance(failed, Failed) and "SIGKILL" in failed.message
+    assert "SIGKILL" in (await engine.first(Failed)).message
     assert not engine.client.alive and engine.client.exit_code == -signal.SIGKILL
+    await asyncio.sleep(0.5)
+    assert len(of_kind(engine.heard, Failed)) == 1
 
 
 async def test_a_start_that_fails_says_why() -> None:
     watched = Watched(settings("/nowhere/at/all"))
-    (failed,) = await watched.until(Failed)
-    assert isinstance(failed, Failed)
+    failed = await watched.first(Failed)
     assert failed.reason == "ModelNotFound" and "/nowhere/at/all" in failed.message
     await watched.client.stop()
 
