@@ -137,7 +137,7 @@ def smollm2() -> Path:
 
 
 def test_smollm2(smollm2: Path) -> None:
-    """The demo model: 135M weights, real prompts; the .gguf file and its expansion give the same."""
+    """The demo model on real prompts; the .gguf file and its expansion give the same."""
     tokenizer = transformers.AutoTokenizer.from_pretrained(smollm2)
     texts = (
         "The capital of France is",
