@@ -13,6 +13,7 @@ import argparse
 import asyncio
 import json
 import platform
+import signal
 import statistics
 import sys
 import time
@@ -239,6 +240,7 @@ def parse() -> argparse.Namespace:
 
 def main() -> None:
     args = parse()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the servers end as well
     model: Path | None = args.model
     if model is None:
         from examples.fetch_demo_model import demo_model

@@ -290,6 +290,32 @@ def test_every_manifest_in_the_docs_fits_the_schema() -> None:
     assert checked > 0
 
 
+def test_the_manifests_page_names_every_field() -> None:
+    crd = yaml.safe_load((ROOT / "crds" / "inferenceservice.yaml").read_text(encoding="utf-8"))
+    spec = crd["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]["spec"]
+    fields = set(spec["properties"])
+    for parent in ("model", "engine", "autoscaling"):
+        fields |= {f"{parent}.{name}" for name in spec["properties"][parent]["properties"]}
+    page = (ROOT / "docs" / "the-manifest.md").read_text(encoding="utf-8")
+    assert {field for field in fields if f"| `{field}` |" not in page} == set()
+
+
+def test_troubleshooting_names_every_reason() -> None:
+    """Those of the operator's conditions and those that the server reports."""
+    reasons = set()
+    for path in (
+        SOURCES["octavo_operator"] / "conditions.py",
+        SOURCES["octavo_server"] / "errors.py",
+    ):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Assign) and isinstance(node.value, ast.Constant):
+                reasons.add(node.value.value)
+    types = {"Ready", "ModelReady", "WorkloadReady", "AutoscalingReady"}
+    words = {each for each in reasons - types if isinstance(each, str)}
+    page = (ROOT / "docs" / "troubleshooting.md").read_text(encoding="utf-8")
+    assert {word for word in words if f"`{word}`" not in page} == set()
+
+
 def closed(schema: Any) -> Any:
     """The schema with unknown fields refused, as the API server's strict validation does."""
     if isinstance(schema, list):

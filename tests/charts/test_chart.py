@@ -1,9 +1,8 @@
-"""The chart: its files, and, where a `helm` is on the path, what it renders."""
+"""The chart: its files, and what Helm renders of it (`make helm` fetches one)."""
 
 from __future__ import annotations
 
 import json
-import shutil
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ import jsonschema
 import pytest
 import yaml
 from tests.charts.copy_crds import COPY, ROOT, SOURCE
+from tests.charts.fetch_helm import helm_program
 
 CHART = ROOT / "charts" / "octavo"
 RBAC = {
@@ -60,9 +60,9 @@ def test_the_rbac_file_is_whole() -> None:
 
 
 def helm(*arguments: str) -> subprocess.CompletedProcess[str]:
-    program = shutil.which("helm")
+    program = helm_program()
     if program is None:
-        pytest.skip("no helm on the path: the chart's templates are not rendered")
+        pytest.skip("no helm (`make helm`): the chart's templates are not rendered")
     return subprocess.run([program, *arguments], capture_output=True, text=True, check=False)
 
 

@@ -15,6 +15,7 @@ from benchmarks.dequantise import dequantise
 from examples.fetch_demo_model import demo_model
 
 from octavo_server import LLM, SamplingParams
+from octavo_server.engine.messages import EngineStats
 from octavo_server.llm import Generation
 from tests.server.tiny_models import FAMILIES, VOCAB_SIZE, make_tiny
 
@@ -114,18 +115,23 @@ def test_after_preemption(case: tuple[Path, list[list[int]], list[list[int]]]) -
     """A pool for two long requests, eight at once: the younger are thrown out and recomputed."""
     folder, prompts, expected = case
     llm = load(folder, num_gpu_blocks_override=1 + 17)
-    preemptions = 0
+    preemptions = count_preemptions(llm)
+    assert tokens(generate(llm, prompts)) == expected
+    assert sum(preemptions) >= 3
+
+
+def count_preemptions(llm: LLM) -> list[int]:
+    """A list that gets the number of preemptions of each step from now on."""
+    counts: list[int] = []
     take_stats = llm.core.scheduler.take_stats
 
-    def count() -> object:
-        nonlocal preemptions
+    def take_and_count() -> EngineStats:
         stats = take_stats()
-        preemptions += stats.preemptions
+        counts.append(stats.preemptions)
         return stats
 
-    llm.core.scheduler.take_stats = count  # type: ignore[method-assign,assignment]
-    assert tokens(generate(llm, prompts)) == expected
-    assert preemptions >= 3
+    llm.core.scheduler.take_stats = take_and_count  # type: ignore[method-assign]
+    return counts
 
 
 @pytest.fixture(scope="module")
@@ -137,7 +143,9 @@ def smollm2() -> Path:
 
 
 def test_smollm2(smollm2: Path) -> None:
-    """The demo model on real prompts; the .gguf file and its expansion give the same."""
+    """The demo model on real prompts: cold, with hits, and, from the .gguf file itself, with
+    chunked prefill and preemption.
+    """
     tokenizer = transformers.AutoTokenizer.from_pretrained(smollm2)
     texts = (
         "The capital of France is",
@@ -154,10 +162,19 @@ def test_smollm2(smollm2: Path) -> None:
     outputs = tokens(generate(llm, prompts))
     assert outputs == greedy_after(smollm2, prompts, outputs)
     again = generate(llm, prompts)
-    assert tokens(again) == outputs and again[-1].cached_tokens >= 48
-    assert (
-        tokens(generate(LLM(str(demo_model()), dtype="float32", device="cpu"), prompts)) == outputs
+    assert tokens(again) == outputs
+    assert again[-1].cached_tokens >= 48
+    pressed = LLM(
+        str(demo_model()),
+        device="cpu",
+        dtype="float32",
+        max_model_len=256,
+        max_num_batched_tokens=13,
+        num_gpu_blocks_override=1 + 17,
     )
+    preemptions = count_preemptions(pressed)
+    assert tokens(generate(pressed, prompts)) == outputs
+    assert sum(preemptions) >= 1
 
 
 def greedy_after(
