@@ -104,11 +104,13 @@ class Scheduler:
                     step.appended_blocks.append((sequence.row, sequence.block_ids[have:]))
                 self._give(step, sequence, count)
                 budget -= count
+        promised = sum(map(self._owed_blocks, self.running))
         while self.waiting and budget and self._free_rows and not preempted:
-            count = self._admit(self.waiting[0], budget)
+            count = self._admit(self.waiting[0], budget, promised)
             if not count:
                 break
             sequence = self.waiting.popleft()
+            promised += self._owed_blocks(sequence)
             step.new_rows.append(
                 NewRow(
                     sequence.row,
@@ -207,6 +209,10 @@ class Scheduler:
     def _blocks_for(self, num_tokens: int) -> int:
         return -(-num_tokens // self.config.block_size)
 
+    def _owed_blocks(self, sequence: Sequence) -> int:
+        """Pages for the rest of an admitted prompt; whoever comes later must leave them alone."""
+        return self._blocks_for(len(sequence.token_ids)) - len(sequence.block_ids)
+
     def _grow(self, sequence: Sequence, count: int) -> tuple[bool, int]:
         """Pages for `count` more tokens, preempting the youngest not yet in this step if need be.
 
@@ -231,7 +237,7 @@ class Scheduler:
         scheduled = set(map(id, self._scheduled))
         return next(each for each in reversed(self.running) if id(each) not in scheduled)
 
-    def _admit(self, sequence: Sequence, budget: int) -> int:
+    def _admit(self, sequence: Sequence, budget: int, promised: int) -> int:
         """Give a waiting sequence a row, its cached prefix, its first pages; 0 if it must wait."""
         if sequence.params.needs_counts and self._count_slots_used == self.config.count_slots:
             return 0
@@ -243,7 +249,7 @@ class Scheduler:
         cached = len(hits) * self.config.block_size
         available = self.pool.num_free - self.pool.count_unheld(hits)
         whole = self._blocks_for(len(sequence.token_ids)) - len(hits)
-        reserve = self._watermark_blocks if self.running else 0
+        reserve = promised + (self._watermark_blocks if self.running else 0)
         if whole + reserve > available:
             return 0
         count = min(len(sequence.token_ids) - cached, budget)
