@@ -11,7 +11,7 @@ WORKERS ?= 2
 # Test processes share the machine's cores; more threads than that in each only makes them wait.
 TEST_ENV := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false PYTHONUNBUFFERED=1
 
-.PHONY: help venv demo test lint model system control-plane soak bench-seed clean
+.PHONY: help venv demo test lint model helm system control-plane soak bench-seed clean
 
 help:  ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 22
@@ -36,6 +36,9 @@ lint: $(STAMP)  ## ruff and mypy
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+helm: $(STAMP)  ## Fetch Helm into .cache/tools, if there is none on the path
+	@$(BIN)/python tests/charts/fetch_helm.py || test -z "$${OCTAVO_REQUIRE_CLUSTER:-}"
+
 system:  # what network namespaces and kube-proxy need; root on Debian only, elsewhere the tests say what is missing
 	@if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
 		missing=(); \
@@ -52,7 +55,7 @@ control-plane: $(STAMP)  ## Build Kubernetes' own binaries into a cache (12 minu
 
 # In CI the cluster tests must run; elsewhere they skip, and say what is missing, if they cannot.
 export OCTAVO_REQUIRE_CLUSTER := $(if $(CI),1,$(OCTAVO_REQUIRE_CLUSTER))
-test: $(STAMP) lint model system control-plane  ## Set up, lint, type-check and run every test
+test: $(STAMP) lint model helm system control-plane  ## Set up, lint, type-check and run every test
 	$(TEST_ENV) $(BIN)/python -m pytest -n $(WORKERS)
 
 soak: $(STAMP)  ## Hundreds of thousands of scheduler steps, by properties (about an hour)

@@ -27,6 +27,7 @@ import aiohttp
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from benchmarks.foreign_load import ForeignLoad
 from benchmarks.servers import ROOT, ServerFailed, free_port, running
 
 PROMPT = "Tell me about efficient GPU utilization"
@@ -37,6 +38,8 @@ LOGS = ROOT / ".cache" / "logs"
 # would mean that the two servers do not compute the same thing.
 MIN_AGREEING_TOKENS = 5
 GOAL = 10.0
+# A round during which others took more of the machine than this does not count, unless all did.
+FOREIGN_SHARE = 0.05
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +49,7 @@ class Round:
     wall_seconds: float
     latencies_seconds: list[float]
     texts: list[str]
+    foreign_share: float  # of all cores, taken by other processes meanwhile
 
     @property
     def requests_per_second(self) -> float:
@@ -74,10 +78,11 @@ async def burst(url: str, body: Body, prompts: list[str], tokens: int) -> Round:
     timeout = aiohttp.ClientTimeout(total=1800)
     connector = aiohttp.TCPConnector(limit=0)
     async with aiohttp.ClientSession(timeout=timeout, connector=connector) as session:
-        began = time.perf_counter()
+        foreign, began = ForeignLoad(), time.perf_counter()
         answers = await asyncio.gather(*(ask(session, prompt) for prompt in prompts))
         wall = time.perf_counter() - began
-    return Round(wall, [seconds for seconds, _ in answers], [text for _, text in answers])
+        taken = foreign.share()
+    return Round(wall, [seconds for seconds, _ in answers], [text for _, text in answers], taken)
 
 
 def measure(url: str, body: Body, args: argparse.Namespace, repeats: int) -> list[Round]:
@@ -85,7 +90,11 @@ def measure(url: str, body: Body, args: argparse.Namespace, repeats: int) -> lis
     rounds = []
     for number in range(repeats):
         done = asyncio.run(burst(url, body, [PROMPT] * args.requests, args.tokens))
-        print(f"  round {number + 1}: {done.wall_seconds:.2f} s", file=sys.stderr)
+        print(
+            f"  round {number + 1}: {done.wall_seconds:.2f} s, "
+            f"{done.foreign_share:.0%} of the machine taken by others",
+            file=sys.stderr,
+        )
         rounds.append(done)
     return rounds
 
@@ -135,13 +144,17 @@ def agreeing_tokens(model: Path, one: str, other: str) -> int:
 
 
 def summary(start_seconds: float, rounds: list[Round], tokens: int) -> dict[str, Any]:
-    rates = [done.requests_per_second for done in rounds]
-    latencies = sorted(seconds for done in rounds for seconds in done.latencies_seconds)
+    quiet = [done for done in rounds if done.foreign_share <= FOREIGN_SHARE]
+    counted = quiet or rounds
+    rates = [done.requests_per_second for done in counted]
+    latencies = sorted(seconds for done in counted for seconds in done.latencies_seconds)
     return {
+        "rounds_counted": f"{len(counted)} of {len(rounds)}",
+        "disturbed": not quiet,
         "requests_per_second_median": statistics.median(rates),
         "requests_per_second": rates,
         "output_tokens_per_second_median": statistics.median(rates) * tokens,
-        "wall_seconds": [done.wall_seconds for done in rounds],
+        "wall_seconds": [done.wall_seconds for done in counted],
         "latency_seconds_p50": statistics.median(latencies),
         "latency_seconds_max": latencies[-1],
         "start_seconds": start_seconds,
@@ -196,6 +209,8 @@ def table(result: dict[str, Any]) -> str:
         f"Octavo / sequential: {result['ratio']:.1f} times the requests/s "
         f"(goal {GOAL:.0f}); the first {result['agreeing_tokens']} tokens agree"
     )
+    if any(result[name]["disturbed"] for name in ("sequential", "octavo")):
+        lines.append("Other processes disturbed every round of a server: run it on a quiet machine")
     return "\n".join(lines)
 
 
