@@ -306,6 +306,10 @@ def _draw(
     ids: Tensor,
 ) -> Tensor:
     """One id (a 0-d tensor) from one row of logits `[vocab]`, ids int32 `[vocab]`."""
+    if not math.isfinite(float(logits.max())):
+        # NaN (float16 overflowed) or every id banned: any answer, but no exception, which would
+        # take the other rows of the step along.
+        return ids[logits.nan_to_num(nan=float("-inf")).argmax()]
     if k:
         kth = torch.topk(logits, k, sorted=False).values.min().clamp_(min=_LOWEST)
         ids = (logits >= kth).nonzero().squeeze(1).to(torch.int32)

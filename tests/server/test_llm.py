@@ -202,3 +202,8 @@ def test_a_context_that_does_not_fit_names_the_one_that_does(folder: Path) -> No
     assert (
         load(folder, num_gpu_blocks_override=1 + 3, max_model_len=-1).core.ready.max_model_len == 48
     )
+
+
+def test_a_cache_that_the_machine_cannot_give_is_one_sentence(folder: Path) -> None:
+    with pytest.raises(OutOfMemory, match="could not give the KV cache"):
+        load(folder, kv_cache_memory_bytes=100 << 40)

@@ -17,7 +17,7 @@ from octavo_server.engine.memory import cache_bytes
 from octavo_server.engine.messages import Add, Ready
 from octavo_server.engine.runner import Runner
 from octavo_server.engine.scheduler import Scheduler, SchedulerConfig
-from octavo_server.errors import EngineDead, InvalidSettings
+from octavo_server.errors import EngineDead, InvalidSettings, OutOfMemory
 from octavo_server.loading.describe import read_model_config
 from octavo_server.loading.load import load_model
 from octavo_server.loading.source import resolve_source
@@ -66,16 +66,22 @@ def build_engine(config: EngineConfig, progress: Callable[[str], None]) -> Engin
         f"{plan.cache_bytes / (1 << 30):.2f} GiB; {plan.cache_tokens} tokens, "
         f"{plan.cache_tokens / plan.max_model_len:.1f} requests of {plan.max_model_len}"
     )
-    runner = Runner(
-        model,
-        ops,
-        device=device,
-        dtype=dtype,
-        num_blocks=plan.num_blocks,
-        block_size=plan.block_size,
-        max_num_seqs=max_num_seqs,
-        max_model_len=plan.max_model_len,
-    )
+    try:
+        runner = Runner(
+            model,
+            ops,
+            device=device,
+            dtype=dtype,
+            num_blocks=plan.num_blocks,
+            block_size=plan.block_size,
+            max_num_seqs=max_num_seqs,
+            max_model_len=plan.max_model_len,
+        )
+    except (MemoryError, RuntimeError) as error:  # torch's out-of-memory errors are RuntimeErrors
+        raise OutOfMemory(
+            f"{device} could not give the KV cache its {plan.cache_bytes / (1 << 30):.2f} GiB; "
+            "pass a smaller --kv-cache-memory-bytes, --gpu-memory-utilization or --max-model-len"
+        ) from error
     scheduler = Scheduler(
         SchedulerConfig(
             max_model_len=plan.max_model_len,

@@ -32,6 +32,9 @@ from octavo_server.errors import StartupError
 
 HEARTBEAT_SECONDS = 1.0
 
+MESSAGES_A_STEP = 256
+"""Taken before each step, so that a flood of requests does not hold up the streams of others."""
+
 _PR_SET_PDEATHSIG = 1
 
 logger = logging.getLogger(__name__)
@@ -88,7 +91,9 @@ def _serve(context: zmq.Context[zmq.Socket[bytes]], settings: Settings, outputs:
     while True:
         # NOTE: blocks only when idle; with work at hand it takes what has come and goes on.
         wait_ms = 0 if core.has_work else None
-        while requests.poll(wait_ms):
+        for _ in range(MESSAGES_A_STEP):
+            if not requests.poll(wait_ms):
+                break
             message = decoder.decode(requests.recv())
             if isinstance(message, Shutdown):
                 return 0

@@ -13,6 +13,7 @@ from octavo_server.engine.step import NewRow, Step
 from octavo_server.sampling_params import SamplingParams
 
 _SEED_MASK = 2**63 - 1
+_GREEDY_TEMPERATURE = 1e-5  # as vLLM's
 
 
 class Rows:
@@ -61,7 +62,9 @@ class Rows:
         self.num_prompt_tokens[row] = new.num_prompt_tokens
         self.num_blocks[row] = 0
         self._append_blocks(row, new.block_ids)
-        self.temperature[row] = params.temperature
+        # Below this, logits / temperature overflows float32 and the draw is not greedy but wrong.
+        greedy = params.temperature < _GREEDY_TEMPERATURE
+        self.temperature[row] = 0.0 if greedy else params.temperature
         self.top_p[row] = params.top_p
         self.min_p[row] = params.min_p
         self.top_k[row] = params.top_k

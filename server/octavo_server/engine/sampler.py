@@ -128,8 +128,10 @@ class Sampler:
             logits -= params.frequency_penalty * counts
             logits -= params.presence_penalty * (counts > 0)
         num_output = int(self._rows.num_tokens[row] - self._rows.num_prompt_tokens[row])
-        if num_output < params.min_tokens and params.stop_ids:
-            logits[list(params.stop_ids)] = -torch.inf
+        if num_output < params.min_tokens:
+            # A checkpoint may name an EOS id that its embedding was never enlarged for.
+            stops = [token_id for token_id in params.stop_ids if 0 <= token_id < len(logits)]
+            logits[stops] = -torch.inf
 
 
 class LogitsOf(Protocol):
@@ -143,7 +145,7 @@ def _judge(logits: Tensor, token_ids: Tensor, wanted: list[int]) -> list[TokenLo
     logprobs = torch.log_softmax(logits, dim=-1)
     chosen = logprobs.gather(1, token_ids[:, None])
     ranks = (logprobs > chosen).sum(1) + 1
-    most = max(wanted)
+    most = min(max(wanted), logits.shape[1])
     top = torch.topk(logprobs, most, dim=-1) if most else None
     top_ids = top.indices.tolist() if top else [[]] * len(wanted)
     top_values = top.values.tolist() if top else [[]] * len(wanted)

@@ -90,7 +90,7 @@ class Scheduler:
         self._scheduled, self._published = [], []
         decoding = [sequence for sequence in self.running if sequence.num_uncomputed == 1]
         budget = self.config.max_mixed_tokens if decoding else self.config.max_step_tokens
-        preempted = 0
+        preempted, starved = 0, False
         in_prefill = [sequence for sequence in self.running if sequence.num_uncomputed > 1]
         for sequence in decoding + in_prefill:
             count = min(sequence.num_uncomputed, budget)
@@ -99,13 +99,16 @@ class Scheduler:
             have = len(sequence.block_ids)
             fits, victims = self._grow(sequence, count)
             preempted += victims
+            starved |= not fits
             if fits:
                 if len(sequence.block_ids) > have:
                     step.appended_blocks.append((sequence.row, sequence.block_ids[have:]))
                 self._give(step, sequence, count)
                 budget -= count
         promised = sum(map(self._owed_blocks, self.running))
-        while self.waiting and budget and self._free_rows and not preempted:
+        # Nobody new while somebody who is here already goes without.
+        open_to_new = not preempted and not starved
+        while self.waiting and budget and self._free_rows and open_to_new:
             count = self._admit(self.waiting[0], budget, promised)
             if not count:
                 break
