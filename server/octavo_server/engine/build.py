@@ -13,7 +13,11 @@ from octavo_kernels.ops import select_ops
 from octavo_server.config import EngineConfig
 from octavo_server.engine.block_pool import BlockPool
 from octavo_server.engine.core import EngineCore
-from octavo_server.engine.memory import cache_bytes
+from octavo_server.engine.memory import (
+    check_host_memory,
+    measure_cache_bytes,
+    stated_cache_bytes,
+)
 from octavo_server.engine.messages import Add, Ready
 from octavo_server.engine.runner import Runner
 from octavo_server.engine.scheduler import Scheduler, SchedulerConfig
@@ -21,7 +25,7 @@ from octavo_server.errors import EngineDead, InvalidSettings, OutOfMemory
 from octavo_server.loading.describe import read_model_config
 from octavo_server.loading.load import load_model
 from octavo_server.loading.source import resolve_source
-from octavo_server.memory_plan import plan_blocks
+from octavo_server.memory_plan import CachePlan, plan_blocks
 from octavo_server.sampling_params import SamplingParams
 
 STEP_TOKENS = {"cuda": 8192, "cpu": 2048}
@@ -29,6 +33,10 @@ STEP_TOKENS = {"cuda": 8192, "cpu": 2048}
 
 MIXED_TOKENS = {"cuda": 2048, "cpu": 256}
 """Token budget while somebody decodes: their next token waits for the whole step."""
+
+
+_PLENTY = 1 << 60
+"""Stands for a cache whose size is not known yet: checks the context against the model alone."""
 
 
 def build_engine(config: EngineConfig, progress: Callable[[str], None]) -> EngineCore:
@@ -41,26 +49,39 @@ def build_engine(config: EngineConfig, progress: Callable[[str], None]) -> Engin
     dtype_name = choose_dtype(config, model_config.dtype, device)
     dtype: torch.dtype = getattr(torch, dtype_name)
     ops = select_ops(device.type)
+    step_tokens = config.max_num_batched_tokens or STEP_TOKENS[device.type]
+    max_num_seqs = min(config.max_num_seqs, step_tokens)
+
+    def plan_cache(cache_bytes: int) -> CachePlan:
+        return plan_blocks(
+            model_config,
+            block_size=config.block_size,
+            dtype=dtype_name,
+            cache_bytes=cache_bytes,
+            max_model_len=config.max_model_len,
+            num_blocks=config.num_gpu_blocks_override,
+        )
+
+    # Before the weights: what cannot work is refused in a second, not after minutes of loading.
+    stated = stated_cache_bytes(config, device)
+    early = plan_cache(_PLENTY if stated is None else stated)
+    if device.type == "cpu":
+        check_host_memory(early.cache_bytes)
     model = load_model(
         source, model_config, config, ops=ops, device=device, dtype=dtype, progress=progress
     )
-    step_tokens = config.max_num_batched_tokens or STEP_TOKENS[device.type]
-    max_num_seqs = min(config.max_num_seqs, step_tokens)
-    plan = plan_blocks(
-        model_config,
-        block_size=config.block_size,
-        dtype=dtype_name,
-        cache_bytes=cache_bytes(
+    if stated is None:
+        left = measure_cache_bytes(
             config,
             model,
             device=device,
             dtype=dtype,
             max_step_tokens=step_tokens,
             progress=progress,
-        ),
-        max_model_len=config.max_model_len,
-        num_blocks=config.num_gpu_blocks_override,
-    )
+        )
+        plan = plan_cache(left)
+    else:
+        plan = early
     progress(
         f"KV cache: {plan.num_blocks} blocks of {plan.block_size} tokens, "
         f"{plan.cache_bytes / (1 << 30):.2f} GiB; {plan.cache_tokens} tokens, "

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import psutil
 import torch
 
 from octavo_server.config import EngineConfig
@@ -16,7 +17,28 @@ CPU_CACHE_BYTES = 1 << 30
 """Default on CPU, where the machine's memory belongs to others too."""
 
 
-def cache_bytes(
+def stated_cache_bytes(config: EngineConfig, device: torch.device) -> int | None:
+    """Bytes for keys and values of all layers where no measuring is needed to know them."""
+    if config.kv_cache_memory_bytes is not None:
+        return config.kv_cache_memory_bytes
+    return CPU_CACHE_BYTES if device.type == "cpu" else None
+
+
+def check_host_memory(cache_bytes: int) -> None:
+    """Raise `OutOfMemory` if the host cannot back a cache of this size.
+
+    The kernel would promise it all the same and kill the process once the pages are written.
+    """
+    available = psutil.virtual_memory().available
+    if cache_bytes > available:
+        raise OutOfMemory(
+            f"the machine could not give the KV cache its {cache_bytes / (1 << 30):.2f} GiB: "
+            f"{available / (1 << 30):.2f} GiB of its memory are available; "
+            "pass a smaller --kv-cache-memory-bytes"
+        )
+
+
+def measure_cache_bytes(
     config: EngineConfig,
     model: CausalLM,
     *,
@@ -25,15 +47,10 @@ def cache_bytes(
     max_step_tokens: int,
     progress: Callable[[str], None],
 ) -> int:
-    """Bytes for keys and values of all layers. Runs the largest step once on a GPU to see what it
-    needs.
+    """Bytes of a GPU that are left for keys and values: runs the largest step once to see.
 
     Raises `OutOfMemory` when nothing is left.
     """
-    if config.kv_cache_memory_bytes is not None:
-        return config.kv_cache_memory_bytes
-    if device.type == "cpu":
-        return CPU_CACHE_BYTES
     weights = torch.cuda.memory_allocated(device)
     activations = _peak_of_largest_step(config, model, device, dtype, max_step_tokens)
     free, total = torch.cuda.mem_get_info(device)
