@@ -110,4 +110,4 @@ def test_missing_package_names_the_extra(
     with pytest.raises(SystemExit) as ended:
         cli.main(["fake"])
     assert ended.value.code == 1
-    assert "pip install 'octavo[server]'" in capsys.readouterr().err
+    assert "pip install '.[server]'" in capsys.readouterr().err
