@@ -11,6 +11,8 @@ from octavo_server.errors import InvalidSettings, OutOfMemory
 from octavo_server.model_config import ModelConfig
 
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+# The shortest context of use: a prompt's token and an answer's.
+SHORTEST_CONTEXT = 2
 # Block 0 is the null block: padding writes there, no request owns it.
 RESERVED_BLOCKS = 1
 
@@ -92,8 +94,11 @@ def plan_blocks(
     lengths the model cannot do.
     """
     wanted = config.max_position if max_model_len is None else max_model_len
-    if wanted != -1 and wanted < 1:
-        raise InvalidSettings(f"--max-model-len must be positive or -1 (what fits), not {wanted}")
+    if wanted != -1 and wanted < SHORTEST_CONTEXT:
+        raise InvalidSettings(
+            f"--max-model-len must be {SHORTEST_CONTEXT} at least (a prompt's token and an "
+            f"answer's) or -1 (what fits), not {wanted}"
+        )
     if wanted > config.max_position:
         raise InvalidSettings(
             f"--max-model-len {wanted} is more than the model's {config.max_position} positions"
@@ -102,9 +107,13 @@ def plan_blocks(
     blocks = cache_bytes // block_bytes if num_blocks is None else num_blocks
     fits = min(longest_context(blocks, block_size), config.max_position)
     length = fits if wanted == -1 else wanted
-    if fits < 1 or length > fits:
-        needed = blocks_for(max(1, length), block_size) * block_bytes
-        raise OutOfMemory(_refusal(length, fits, needed, max(0, blocks) * block_bytes))
+    if fits < SHORTEST_CONTEXT or length > fits:
+        needed = blocks_for(max(SHORTEST_CONTEXT, length), block_size)
+        more = f"--kv-cache-memory-bytes {needed * block_bytes}"
+        if num_blocks is not None:
+            more = f"--num-gpu-blocks-override {needed}"
+        given = max(0, blocks) * block_bytes
+        raise OutOfMemory(_refusal(length, fits, needed * block_bytes, given, more))
     return CachePlan(
         num_blocks=blocks,
         block_size=block_size,
@@ -113,18 +122,21 @@ def plan_blocks(
     )
 
 
-def _refusal(length: int, fits: int, needed_bytes: int, given_bytes: int) -> str:
-    if fits < 1:
-        return (
-            f"the KV cache has {_gib(given_bytes)}, too little for a single block of tokens; "
-            f"give it {_gib(needed_bytes)} at least: --kv-cache-memory-bytes {needed_bytes}"
-        )
+def _refusal(length: int, fits: int, needed_bytes: int, given_bytes: int, more: str) -> str:
+    needed, given = readable_bytes(needed_bytes), readable_bytes(given_bytes)
+    if fits < SHORTEST_CONTEXT:
+        what = "a single block of tokens" if fits < 1 else "a prompt's token and an answer's"
+        return f"the KV cache has {given}, too little for {what}; give it {needed} at least: {more}"
     return (
-        f"a context of {length} tokens needs a KV cache of {_gib(needed_bytes)} but it has "
-        f"{_gib(given_bytes)}; the longest context that fits is {fits}: pass "
-        f"--max-model-len {fits} (or -1: what fits) or --kv-cache-memory-bytes {needed_bytes}"
+        f"a context of {length} tokens needs a KV cache of {needed} but it has {given}; the "
+        f"longest context that fits is {fits}: pass --max-model-len {fits} (or -1: what fits) or "
+        f"{more}"
     )
 
 
-def _gib(count: int) -> str:
-    return f"{count / 2**30:.2f} GiB"
+def readable_bytes(count: int) -> str:
+    """In the largest unit of which there is one: `1.50 GiB`, `12.25 MiB`, `96.00 KiB`."""
+    for unit, size in (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
+        if count >= size:
+            return f"{count / size:.2f} {unit}"
+    return f"{count} bytes"

@@ -5,11 +5,13 @@ Torch-free: the operator and `octavo plan` read it too.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from octavo_server.errors import CorruptModel, UnsupportedModel
+from octavo_server.loading.damage import damage_in
 
 Family = Literal["gpt2", "llama"]
 RopeScaling = Literal["none", "linear", "llama3", "yarn"]
@@ -78,6 +80,19 @@ class ModelConfig:
                 f"the model's config describes {len(self.layer_windows)} layers' attention types "
                 f"but has {self.num_layers} layers"
             )
+        if min(self.layer_windows) < 0:
+            raise CorruptModel(
+                f"the model's config has a sliding window of {min(self.layer_windows)} tokens"
+            )
+        if not 2 <= self.max_position <= _MAX_POSITIONS:
+            raise UnsupportedModel(
+                f"the model has {self.max_position} positions; Octavo serves 2 (a prompt's token "
+                f"and an answer's) to {_MAX_POSITIONS}"
+            )
+        if self.rope and self.head_size % 2:
+            raise UnsupportedModel(
+                f"the model has heads of size {self.head_size}; rotary embedding needs an even one"
+            )
 
 
 _ARCHITECTURES: dict[str, Family] = {
@@ -97,6 +112,10 @@ _BY_MODEL_TYPE = {
 _GELU_TANH = ("gelu_new", "gelu_pytorch_tanh", "gelu_fast")
 _SILU = ("silu", "swish")
 _DTYPES = ("float32", "float16", "bfloat16")
+# Far past every model there is: a damaged number must not become a long loop or a huge tuple.
+_MAX_SIZE, _MAX_LAYERS = 2**31 - 1, 10_000
+# Positions are counted in float32 where angles are made.
+_MAX_POSITIONS = 2**24
 
 
 def parse_config(config: Mapping[str, Any]) -> ModelConfig:
@@ -104,9 +123,15 @@ def parse_config(config: Mapping[str, Any]) -> ModelConfig:
 
     Raises UnsupportedModel where Octavo cannot serve it, CorruptModel where it makes no sense.
     """
+    with damage_in("the model's config"):
+        return _parse(config)
+
+
+def _parse(config: Mapping[str, Any]) -> ModelConfig:
     architecture = _architecture(config)
-    if config.get("quantization_config"):
-        method = dict(config["quantization_config"]).get("quant_method", "an unnamed method")
+    quantised = _object(config, "quantization_config")
+    if quantised:
+        method = quantised.get("quant_method", "an unnamed method")
         raise UnsupportedModel(
             f"the checkpoint is quantised with {method}; Octavo serves unquantised safetensors and "
             "GGUF files"
@@ -118,6 +143,8 @@ def parse_config(config: Mapping[str, Any]) -> ModelConfig:
 
 def _architecture(config: Mapping[str, Any]) -> str:
     names = config.get("architectures") or []
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise CorruptModel(f"the model's config has architectures {names!r}, not a list of names")
     if not names and config.get("model_type") in _BY_MODEL_TYPE:
         return _BY_MODEL_TYPE[config["model_type"]]
     for name in names:
@@ -133,7 +160,7 @@ def _parse_gpt2(config: Mapping[str, Any], architecture: str) -> ModelConfig:
     if config.get("add_cross_attention"):
         raise UnsupportedModel("GPT-2 with cross-attention is not supported")
     hidden_size = _size(config, "n_embd", "hidden_size")
-    num_layers = _size(config, "n_layer", "num_hidden_layers")
+    num_layers = _size(config, "n_layer", "num_hidden_layers", most=_MAX_LAYERS)
     num_heads = _size(config, "n_head", "num_attention_heads")
     return ModelConfig(
         architecture=architecture,
@@ -162,7 +189,7 @@ def _parse_gpt2(config: Mapping[str, Any], architecture: str) -> ModelConfig:
 
 def _parse_llama(config: Mapping[str, Any], architecture: str) -> ModelConfig:
     hidden_size = _size(config, "hidden_size")
-    num_layers = _size(config, "num_hidden_layers")
+    num_layers = _size(config, "num_hidden_layers", most=_MAX_LAYERS)
     num_heads = _size(config, "num_attention_heads")
     qwen2, qwen3 = architecture == "Qwen2ForCausalLM", architecture == "Qwen3ForCausalLM"
     head_size = (
@@ -215,8 +242,12 @@ def _layer_windows(
         return (0,) * num_layers
     types = config.get("layer_types")
     if types is None:
-        first = int(config.get("max_window_layers", 28))
+        first = config.get("max_window_layers", 28)
+        if isinstance(first, bool) or not isinstance(first, int) or first < 0:
+            raise CorruptModel(f"the model's config has max_window_layers {first!r}")
         return tuple(window if layer >= first else 0 for layer in range(num_layers))
+    if not isinstance(types, list):
+        raise CorruptModel(f"the model's config has layer_types {types!r}, not a list")
     unknown = sorted(set(types) - {"full_attention", "sliding_attention"})
     if unknown:
         raise UnsupportedModel(f"layers of type {unknown[0]} are not supported")
@@ -225,16 +256,18 @@ def _layer_windows(
 
 def _rope(config: Mapping[str, Any], head_size: int, max_position: int) -> tuple[RopeConfig, int]:
     """The rotary settings and the longest position they serve (linear and yarn stretch it)."""
-    given = dict(config.get("rope_parameters") or config.get("rope_scaling") or {})
+    given = _object(config, "rope_parameters") or _object(config, "rope_scaling")
     if isinstance(given.get("full_attention"), Mapping):
         given = _same_for_all_layers(given)
-    theta = given.get("rope_theta") or config.get("rope_theta") or 10000.0
+    theta = _number(given, "rope_theta", 0.0) or _number(config, "rope_theta", 0.0) or 10000.0
+    if theta < 0.0:
+        raise CorruptModel(f"the model's config has rope_theta {theta:g}")
     kind = given.get("rope_type") or given.get("type") or "default"
     partial = given.get("partial_rotary_factor") or config.get("partial_rotary_factor") or 1.0
     if partial != 1.0:
         raise UnsupportedModel("rotary embedding of a part of each head is not supported")
     if kind == "default":
-        return RopeConfig(theta=float(theta), rotary_size=head_size), max_position
+        return RopeConfig(theta=theta, rotary_size=head_size), max_position
     if kind not in ("linear", "llama3", "yarn"):
         raise UnsupportedModel(
             f"rope scaling {kind!r} is not supported; Octavo has linear, llama3 and yarn"
@@ -242,19 +275,14 @@ def _rope(config: Mapping[str, Any], head_size: int, max_position: int) -> tuple
     factor = _number(given, "factor", 0.0)
     if factor < 1.0:
         raise CorruptModel(f"the model's config has {kind} rope scaling with factor {factor:g}")
-    original = int(
-        config.get("original_max_position_embeddings")
-        or given.get("original_max_position_embeddings")
-        or max_position
-    )
+    original = _size(given, "original_max_position_embeddings", default=max_position)
+    original = _size(config, "original_max_position_embeddings", default=original)
     if kind == "linear":
-        rope = RopeConfig(
-            theta=float(theta), rotary_size=head_size, scaling="linear", factor=factor
-        )
+        rope = RopeConfig(theta=theta, rotary_size=head_size, scaling="linear", factor=factor)
         return rope, int(max_position * factor)
     if kind == "llama3":
         rope = RopeConfig(
-            theta=float(theta),
+            theta=theta,
             rotary_size=head_size,
             scaling="llama3",
             factor=factor,
@@ -266,7 +294,7 @@ def _rope(config: Mapping[str, Any], head_size: int, max_position: int) -> tuple
     if given.get("mscale") or given.get("mscale_all_dim"):
         raise UnsupportedModel("yarn rope scaling with mscale is not supported")
     rope = RopeConfig(
-        theta=float(theta),
+        theta=theta,
         rotary_size=head_size,
         scaling="yarn",
         factor=factor,
@@ -287,13 +315,24 @@ def _same_for_all_layers(given: dict[str, Any]) -> dict[str, Any]:
     return kinds[0]
 
 
-def _size(config: Mapping[str, Any], *names: str, default: int | None = None) -> int:
+def _object(config: Mapping[str, Any], name: str) -> dict[str, Any]:
+    value = config.get(name) or {}
+    if not isinstance(value, Mapping):
+        raise CorruptModel(f"the model's config has {name} {value!r}, not an object")
+    return dict(value)
+
+
+def _size(
+    config: Mapping[str, Any], *names: str, default: int | None = None, most: int = _MAX_SIZE
+) -> int:
     for name in names:
         value = config.get(name)
         if value is None:
             continue
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise CorruptModel(f"the model's config has {name} {value!r}, not a positive integer")
+        if value > most:
+            raise CorruptModel(f"the model's config has {name} {value}, more than {most}")
         return value
     if default is None:
         raise CorruptModel(f"the model's config has no {names[0]}")
@@ -304,7 +343,7 @@ def _number(config: Mapping[str, Any], name: str, default: float) -> float:
     value = config.get(name)
     if value is None:
         return default
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
         raise CorruptModel(f"the model's config has {name} {value!r}, not a number")
     return float(value)
 

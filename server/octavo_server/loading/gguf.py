@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from functools import partial
 from typing import TYPE_CHECKING
@@ -10,6 +11,7 @@ import numpy as np
 
 from octavo_server.errors import CorruptModel, UnsupportedModel
 from octavo_server.loading.checkpoint import StoredTensor
+from octavo_server.loading.damage import damage_in
 from octavo_server.loading.gguf_file import GgufFile, GgufTensor
 from octavo_server.model_config import ModelConfig
 
@@ -55,6 +57,11 @@ _NOT_WEIGHTS = ("rope_freqs.weight",)
 
 def stored_gguf_tensors(file: GgufFile, config: ModelConfig) -> list[StoredTensor]:
     """Every weight of the file; CorruptModel if one lies past the file's end."""
+    with damage_in(str(file.path)):
+        return _stored(file, config)
+
+
+def _stored(file: GgufFile, config: ModelConfig) -> list[StoredTensor]:
     permuted = file.metadata.get("general.architecture") == "llama"
     found = []
     for tensor in file.tensors.values():
@@ -105,7 +112,7 @@ def _packed(file: GgufFile, tensor: GgufTensor) -> np.ndarray:
     if columns % block:
         raise CorruptModel(f"tensor {tensor.name} in {file.path} has rows of {columns} elements")
     row_bytes = columns // block * block_bytes
-    count = int(np.prod(rows, dtype=np.int64)) * row_bytes
+    count = math.prod(rows) * row_bytes
     start = file.data_offset + tensor.offset
     if start + count > len(file.data):
         raise CorruptModel(

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import struct
 from dataclasses import replace
 from typing import Any
 
 from octavo_server.errors import CorruptModel, UnsupportedModel
+from octavo_server.loading.damage import damage_in
 from octavo_server.loading.gguf_file import GgufFile
 from octavo_server.model_config import ModelConfig, parse_config
 
@@ -23,8 +25,13 @@ _DTYPES = {_F32: "float32", _F16: "float16"}
 
 def gguf_model_config(file: GgufFile) -> ModelConfig:
     """Raises UnsupportedModel or CorruptModel, as `parse_config` does."""
+    with damage_in(str(file.path)):
+        return _config(file)
+
+
+def _config(file: GgufFile) -> ModelConfig:
     name = file.metadata.get("general.architecture")
-    if name not in _ARCHITECTURES:
+    if not isinstance(name, str) or name not in _ARCHITECTURES:
         raise UnsupportedModel(
             f"{file.path} holds a {name!r} model; "
             f"from GGUF Octavo serves {', '.join(_ARCHITECTURES)}"
@@ -141,4 +148,7 @@ def _frequency_factors(file: GgufFile, count: int) -> tuple[float, ...]:
     start = file.data_offset + tensor.offset
     if tensor.kind != _F32 or tensor.shape != (count,) or start + 4 * count > len(file.data):
         raise CorruptModel(f"{file.path} has a rope_freqs.weight that is not {count} floats")
-    return struct.unpack_from(f"<{count}f", file.data, start)
+    factors = struct.unpack_from(f"<{count}f", file.data, start)
+    if not all(math.isfinite(factor) and factor > 0 for factor in factors):
+        raise CorruptModel(f"{file.path} has a rope_freqs.weight with values that are not positive")
+    return factors

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from octavo_server.errors import CorruptModel, UnsupportedModel
+from octavo_server.loading.damage import damage_in
 
 # Value types of the format -> struct codes; 8 is a string, 9 an array.
 _SCALARS = {
@@ -51,8 +52,9 @@ class GgufFile:
 
 def read_gguf(path: Path) -> GgufFile:
     """Parse the head of a GGUF file; CorruptModel if it is damaged. Cached per file version."""
-    stat = path.stat()
-    return _read(path, stat.st_mtime_ns, stat.st_size)
+    with damage_in(str(path)):
+        stat = path.stat()
+        return _read(path, stat.st_mtime_ns, stat.st_size)
 
 
 @lru_cache(maxsize=2)
@@ -107,6 +109,8 @@ class _Cursor:
     def array(self, kind: int, count: int) -> list[Any]:
         if kind in _SCALARS:
             return list(self.scalars(_SCALARS[kind], count))
+        if kind == _ARRAY:
+            raise ValueError("an array of arrays")
         return [self.value(kind) for _ in range(count)]
 
     def scalars(self, code: str, count: int) -> tuple[Any, ...]:
@@ -127,6 +131,8 @@ class _Cursor:
             if not dims or len(dims) > 4 or math.prod(dims) < 1:
                 raise ValueError(f"tensor {name} has dimensions {dims}")
             tensors[name] = GgufTensor(name, tuple(reversed(dims)), self.u32(), self.u64())
-        alignment = int(metadata.get("general.alignment", 32))
+        alignment = metadata.get("general.alignment", 32)
+        if not isinstance(alignment, int) or alignment < 1:
+            raise ValueError(f"an alignment of {alignment!r}")
         data_offset = -(-self.offset // alignment) * alignment
         return GgufFile(path, metadata, tensors, data_offset, self.data)

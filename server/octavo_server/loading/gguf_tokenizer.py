@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from octavo_server.errors import CorruptModel, UnsupportedModel
+from octavo_server.loading.damage import damage_in
 from octavo_server.loading.gguf_file import GgufFile
 
 if TYPE_CHECKING:
@@ -37,6 +38,11 @@ _SPACE = "\u2581"  # what SentencePiece writes for a space
 
 def build_tokenizer(file: GgufFile) -> PreTrainedTokenizerBase:
     """Raises UnsupportedModel for tokenizers it does not know, CorruptModel for missing parts."""
+    with damage_in(f"the tokenizer of {file.path}"):
+        return _build(file)
+
+
+def _build(file: GgufFile) -> PreTrainedTokenizerBase:
     from transformers import PreTrainedTokenizerFast
 
     metadata = file.metadata

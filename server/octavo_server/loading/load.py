@@ -13,12 +13,13 @@ from octavo_kernels.ops import Ops
 from octavo_server.config import EngineConfig
 from octavo_server.errors import CorruptModel, InvalidSettings, OutOfMemory
 from octavo_server.loading.checkpoint import StoredTensor
+from octavo_server.loading.damage import damage_in
 from octavo_server.loading.dummy import fill_dummy
 from octavo_server.loading.gguf import stored_gguf_tensors
 from octavo_server.loading.gguf_file import read_gguf
 from octavo_server.loading.safetensors import stored_tensors
 from octavo_server.loading.source import ModelSource
-from octavo_server.memory_plan import weight_bytes
+from octavo_server.memory_plan import readable_bytes, weight_bytes
 from octavo_server.model_config import ModelConfig
 from octavo_server.models.causal_lm import CausalLM
 from octavo_server.models.registry import build_model
@@ -26,6 +27,8 @@ from octavo_server.models.registry import build_model
 _PROGRESS_SECONDS = 2.0
 # More threads than this do not read faster from any disk we know.
 _MAX_READERS = 8
+# No machine has as much, and torch's sizes overflow beyond.
+_ADDRESSABLE_BYTES = 2**56
 
 
 def load_model(
@@ -42,15 +45,18 @@ def load_model(
 
     Raises CorruptModel (missing, unexpected or mis-shaped tensors), UnsupportedModel, OutOfMemory.
     """
+    if weight_bytes(model_config, str(dtype).removeprefix("torch.")) > _ADDRESSABLE_BYTES:
+        raise _out_of_memory(source, model_config, dtype, device)
     max_len = engine_config.max_model_len
     try:
-        model = build_model(
-            model_config,
-            ops,
-            dtype,
-            device,
-            max_len=max_len if max_len is not None and max_len > 0 else None,
-        )
+        with damage_in(f"the config of {source.name}"):
+            model = build_model(
+                model_config,
+                ops,
+                dtype,
+                device,
+                max_len=max_len if max_len is not None and max_len > 0 else None,
+            )
         fill(model, source, engine_config, progress)
         started = time.monotonic()
         model.prepare()
@@ -99,7 +105,7 @@ def fill_weights(
 
     def copy(tensor: StoredTensor, slot: torch.Tensor) -> int:
         # The mode is per thread, and the caller may have made the weights in it.
-        with torch.inference_mode():
+        with torch.inference_mode(), damage_in(f"tensor {tensor.name} of {name}"):
             slot.copy_(tensor.read())
         return tensor.stored_bytes
 
@@ -150,7 +156,7 @@ def _out_of_memory(
     source: ModelSource, config: ModelConfig, dtype: torch.dtype, device: torch.device
 ) -> OutOfMemory:
     name = str(dtype).removeprefix("torch.")
-    needed = weight_bytes(config, name) / 2**30
+    needed = readable_bytes(weight_bytes(config, name))
     return OutOfMemory(
-        f"the weights of {source.name} take {needed:.2f} GiB in {name}, more than {device} has free"
+        f"the weights of {source.name} take {needed} in {name}, more than {device} has free"
     )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from functools import partial
 from pathlib import Path
@@ -10,12 +9,15 @@ from typing import TYPE_CHECKING, Any
 
 from octavo_server.errors import CorruptModel, UnsupportedModel
 from octavo_server.loading.checkpoint import StoredTensor
+from octavo_server.loading.damage import damage_in
+from octavo_server.loading.describe import read_json
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 INDEX = "model.safetensors.index.json"
 _BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
+_LONGEST_NAME = 255
 _LFS_POINTER = b"version https://git-lfs"
 
 
@@ -50,11 +52,27 @@ def weight_files(folder: Path) -> list[Path]:
 
 
 def index_names(index: Path) -> list[str]:
-    """The files that a safetensors index speaks of."""
-    try:
-        return sorted(set(json.loads(index.read_text())["weight_map"].values()))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CorruptModel(f"{index} is not a safetensors index ({error!r})") from error
+    """The files that a safetensors index speaks of, all of them beside it."""
+    found = read_json(index).get("weight_map")
+    if not isinstance(found, dict):
+        raise CorruptModel(f"{index} is not a safetensors index (it has no weight_map)")
+    names = list(found.values())
+    for name in names:
+        if not _is_weight_file(name):
+            raise CorruptModel(
+                f"{index} names {str(name)[:80]!r}, which is not a safetensors file of its folder"
+            )
+    return sorted(set(names))
+
+
+def _is_weight_file(name: object) -> bool:
+    """Whether it stays in the index's folder: no absolute path, no `..`, no folder below."""
+    return (
+        isinstance(name, str)
+        and Path(name).name == name
+        and name.endswith(".safetensors")
+        and len(name.encode(errors="replace")) <= _LONGEST_NAME
+    )
 
 
 def _indexed_files(index: Path) -> list[Path]:
@@ -85,6 +103,11 @@ def _file_tensors(path: Path) -> list[StoredTensor]:
                 f"{path} is a Git LFS pointer, not weights: run `git lfs pull` in its folder"
             ) from None
         raise CorruptModel(f"{path} is damaged or incomplete ({error})") from error
+    with damage_in(str(path)):
+        return _listed(file, path)
+
+
+def _listed(file: Any, path: Path) -> list[StoredTensor]:
     found = []
     for name in file.keys():  # noqa: SIM118 (not a dict)
         part = file.get_slice(name)

@@ -10,6 +10,7 @@ from octavo_server.memory_plan import (
     CachePlan,
     kv_bytes_per_block,
     plan_blocks,
+    readable_bytes,
     weight_bytes,
 )
 from octavo_server.model_config import parse_config
@@ -87,7 +88,33 @@ def test_a_cache_without_a_usable_block(cache_bytes: int) -> None:
         plan(cache_bytes, -1)
 
 
-@pytest.mark.parametrize("length", [0, -2, 131073])
+@pytest.mark.parametrize("length", [0, 1, -2, 131073])
 def test_lengths_the_model_cannot_do(length: int) -> None:
     with pytest.raises(InvalidSettings, match="--max-model-len"):
         plan(100 * _GIB, length)
+
+
+@pytest.mark.parametrize("length", [-1, None, 2])
+def test_room_for_one_token_is_too_little(length: int | None) -> None:
+    def plan_of(blocks: int) -> CachePlan:
+        return plan_blocks(
+            parse_config(LLAMA),
+            block_size=1,
+            dtype="bfloat16",
+            cache_bytes=0,
+            max_model_len=length,
+            num_blocks=blocks,
+        )
+
+    with pytest.raises(OutOfMemory, match="too little for a prompt's token and an answer's") as no:
+        plan_of(2)
+    assert "64.00 KiB" in str(no.value)
+    needed = int(str(no.value).rpartition("--num-gpu-blocks-override ")[2])
+    assert plan_of(needed).max_model_len >= 2
+
+
+def test_small_sizes_have_small_units() -> None:
+    assert readable_bytes(3 * 2**29) == "1.50 GiB"
+    assert readable_bytes(2**20) == "1.00 MiB"
+    assert readable_bytes(2**20 - 1024) == "1023.00 KiB"
+    assert readable_bytes(0) == "0 bytes"
