@@ -36,6 +36,7 @@ CONTAINER_CONFIG_ERROR = "ContainerConfigError"
 CRASH_LOOP_BACK_OFF = "CrashLoopBackOff"
 EVICTED = "Evicted"
 STALLED = "Stalled"
+INTERNAL_ERROR = "InternalError"
 NOT_YET_AVAILABLE = "NotYetAvailable"
 
 # Reasons that the server itself reports when it cannot start (octavo_server.errors has them all;

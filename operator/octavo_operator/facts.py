@@ -26,7 +26,8 @@ class Facts:
     """`revision` and `cause` are those of the Deployment as it is now; "" if there is none.
 
     `problem` concerns the whole service (a refused apply, a name that is taken, refused pods) and
-    outweighs those of single pods. `ending` counts pods that are being deleted.
+    outweighs those of single pods; a rollout that stands still (Stalled) does not. `ending` counts
+    pods that are being deleted. `failed` is what the newest pod failed of that the kubelet gave up.
     """
 
     wanted: int = 0
@@ -35,6 +36,13 @@ class Facts:
     pods: tuple[PodFacts, ...] = ()
     ending: int = 0
     problem: Problem | None = None
+    failed: Problem | None = None
+
+    @property
+    def refusal(self) -> Problem | None:
+        """`problem`, if it outweighs those of single pods."""
+        stalled = self.problem is not None and self.problem.reason == conditions.STALLED
+        return None if stalled else self.problem
 
     @property
     def current(self) -> tuple[PodFacts, ...]:
@@ -45,10 +53,45 @@ class Facts:
         return tuple(pod for pod in self.pods if pod.revision != self.revision)
 
 
+def pods_of(name: str, pods: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Those that a ReplicaSet of the Deployment `name` controls.
+
+    Others may carry our label (a debugging copy, say): they serve, but are not ours to count.
+    """
+    return [
+        pod
+        for pod in pods
+        if any(
+            each.get("controller")
+            and each.get("kind") == "ReplicaSet"
+            and each["name"].rpartition("-")[0] == name
+            for each in pod["metadata"].get("ownerReferences") or []
+        )
+    ]
+
+
+def read_failed(pods: list[dict[str, Any]], revision: str) -> Problem | None:
+    """What the newest failed pod of that revision failed of, if no pod of it lives.
+
+    Each has been replaced by then, but if they only ever fail (no healthy GPU, eviction) nothing
+    else says why.
+    """
+    failed = [
+        pod
+        for pod in pods
+        if _revision(pod) == revision
+        and not pod["metadata"].get("deletionTimestamp")
+        and (pod.get("status") or {}).get("phase") == "Failed"
+    ]
+    if not failed or any(pod.revision == revision for pod in read_pods(pods)):
+        return None
+    return find_problem(max(failed, key=lambda pod: pod["metadata"].get("creationTimestamp") or ""))
+
+
 def read_pods(pods: list[dict[str, Any]]) -> tuple[PodFacts, ...]:
     """The pods that count: neither being deleted nor done, sorted by name.
 
-    A failed pod (evicted, say) is left out: its ReplicaSet has made another.
+    A failed pod (evicted, say) is left out: its ReplicaSet has made another (see `read_failed`).
     """
     living = [
         pod
@@ -72,16 +115,27 @@ def _read_pod(pod: Mapping[str, Any]) -> PodFacts:
     )
     return PodFacts(
         name=metadata["name"],
-        revision=(metadata.get("annotations") or {}).get(names.REVISION_ANNOTATION, ""),
+        revision=_revision(pod),
         ready=ready,
         problem=None if ready else find_problem(pod),
     )
 
 
+def _revision(pod: Mapping[str, Any]) -> str:
+    return str((pod["metadata"].get("annotations") or {}).get(names.REVISION_ANNOTATION, ""))
+
+
 def read_deployment_problem(deployment: Mapping[str, Any] | None) -> Problem | None:
     """Pods that the API server refuses (quota, policy), or a rollout that stands still."""
-    status = (deployment or {}).get("status") or {}
-    for each in status.get("conditions") or []:
-        if each.get("type") == "ReplicaFailure" and each.get("status") == "True":
-            return Problem(WORKLOAD_READY, conditions.PODS_REFUSED, each.get("message", ""))
+    if deployment is None:
+        return None
+    status = deployment.get("status") or {}
+    told = {each.get("type"): each for each in status.get("conditions") or []}
+    refused, progress = told.get("ReplicaFailure", {}), told.get("Progressing", {})
+    if refused.get("status") == "True":
+        return Problem(WORKLOAD_READY, conditions.PODS_REFUSED, refused.get("message", ""))
+    seen = status.get("observedGeneration", 0) >= deployment["metadata"].get("generation", 0)
+    if seen and progress.get("reason") == "ProgressDeadlineExceeded":
+        message = f"the rollout stands still: {progress.get('message') or 'no pod gets ready'}"
+        return Problem(WORKLOAD_READY, conditions.STALLED, message)
     return None

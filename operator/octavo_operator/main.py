@@ -139,6 +139,11 @@ async def run(
                 if liveness_port
                 else None,
             )
+        except Exception as error:
+            # A watch ended for good: the CRD or a right was removed. The Deployment starts the
+            # operator again, until what is missing is back.
+            await check_served(kube, namespaces)
+            raise click.ClickException(f"cannot watch the cluster any more: {error}") from error
         finally:
             for task in tasks:
                 task.cancel()
@@ -157,6 +162,13 @@ async def check_served(kube: Kube, namespaces: tuple[str, ...]) -> None:
         raise click.ClickException(f"cannot list {names.PLURAL}: {error}") from None
     except KubeUnreachable as error:
         raise click.ClickException(str(error)) from None
+
+
+def one_line(record: logging.LogRecord) -> bool:
+    """A filter: Kopf's errors without their tracebacks, whose last line the message repeats."""
+    if record.name.partition(".")[0] == "kopf":
+        record.exc_info = None
+    return True
 
 
 @click.command("operator")
@@ -201,6 +213,8 @@ def command(
     if not verbose:
         for noisy in ("kopf", "aiohttp.access"):
             logging.getLogger(noisy).setLevel(logging.WARNING)
+        for handler in logging.getLogger().handlers:
+            handler.addFilter(one_line)
     asyncio.run(
         run(
             namespaces=namespaces,

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 _HUB = re.compile(
     r"([A-Za-z0-9][-A-Za-z0-9._]*(?:/[A-Za-z0-9][-A-Za-z0-9._]*)?)(?:@([-A-Za-z0-9._/]+))?"
 )
+_IMAGE = re.compile(r"[A-Za-z0-9][-A-Za-z0-9._:/@]*")
 _CLAIM = re.compile(r"([a-z0-9](?:[-a-z0-9.]*[a-z0-9])?)(?:/([^@]*))?")
 
 
@@ -47,7 +48,7 @@ ModelUri = HubModel | ClaimModel | FileModel | ImageModel
 def parse_uri(uri: str) -> ModelUri:
     """ValueError with the sentence that the CRD's rules use, if it is none of the four kinds."""
     scheme, separator, rest = uri.partition("://")
-    if not separator or scheme not in ("hf", "pvc", "file", "oci") or not rest:
+    if not separator or scheme not in ("hf", "pvc", "file", "oci"):
         raise ValueError("start with hf://, pvc://, file:// or oci://")
     if "/../" in uri or uri.endswith("/.."):
         raise ValueError('the path must not contain ".."')
@@ -63,4 +64,6 @@ def parse_uri(uri: str) -> ModelUri:
         if not rest.startswith("/") or rest.startswith("//") or rest == "/":
             raise ValueError("write a file as file:///ABSOLUTE/PATH (three slashes)")
         return FileModel(rest)
+    if _IMAGE.fullmatch(rest) is None:
+        raise ValueError("write an image's model as oci://REGISTRY/REPOSITORY:TAG")
     return ImageModel(rest)

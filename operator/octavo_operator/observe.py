@@ -8,7 +8,14 @@ from typing import Any
 
 from octavo_operator import names
 from octavo_operator.conditions import Problem
-from octavo_operator.facts import Facts, count_ending, read_deployment_problem, read_pods
+from octavo_operator.facts import (
+    Facts,
+    count_ending,
+    pods_of,
+    read_deployment_problem,
+    read_failed,
+    read_pods,
+)
 from octavo_operator.kube import Kube
 from octavo_operator.spec import InferenceService
 
@@ -32,7 +39,8 @@ async def observe_facts(
 ) -> Facts:
     """`deployment` as apply left it; None if there is none of ours."""
     selector = names.selector_text(service.name)
-    pods = await kube.list("v1", "Pod", service.namespace, selector)
+    found = await kube.list("v1", "Pod", service.namespace, selector)
+    pods = pods_of(service.name, found)
     if deployment is None:
         return Facts(
             wanted=service.first_replicas,
@@ -41,11 +49,13 @@ async def observe_facts(
             problem=problem,
         )
     annotations = deployment["metadata"].get("annotations") or {}
+    revision = annotations.get(names.REVISION_ANNOTATION, "")
     return Facts(
         wanted=deployment["spec"].get("replicas", 1),
-        revision=annotations.get(names.REVISION_ANNOTATION, ""),
+        revision=revision,
         cause=annotations.get(names.CHANGE_CAUSE_ANNOTATION, ""),
         pods=read_pods(pods),
         ending=count_ending(pods),
         problem=problem or read_deployment_problem(deployment),
+        failed=read_failed(pods, revision),
     )

@@ -9,9 +9,15 @@ from typing import Any
 
 from octavo_operator import names
 from octavo_operator.apply import Refused, apply, find_conflict
-from octavo_operator.conditions import FORBIDDEN, NAME_CONFLICT, WORKLOAD_READY, Problem
+from octavo_operator.conditions import (
+    FORBIDDEN,
+    INTERNAL_ERROR,
+    NAME_CONFLICT,
+    WORKLOAD_READY,
+    Problem,
+)
 from octavo_operator.events import post_event
-from octavo_operator.kube import Kube
+from octavo_operator.kube import Kube, KubeError, KubeUnreachable
 from octavo_operator.observe import observe_facts, observe_objects
 from octavo_operator.render import render
 from octavo_operator.rollout import with_cause
@@ -43,25 +49,62 @@ async def reconcile(
 
     Returns also for a user's mistake, which becomes a condition: then the seconds after which to
     look again if its end causes no event, else None. Raises KubeError or KubeUnreachable for what
-    another attempt may mend.
+    another attempt may mend, and whatever our own mistake raises: that becomes a condition first.
     """
     live = await kube.get(names.API_VERSION, names.KIND, namespace, name)
     if live is None or live["metadata"].get("deletionTimestamp"):
         return None  # its objects go with it: they name it as their owner
     previous = live.get("status") or {}
+    generation = live["metadata"]["generation"]
     try:
         service = parse(live)
-    except InvalidSpec as error:
-        status = decide_invalid(live["metadata"]["generation"], str(error), previous, now())
-    else:
         status = await _reconcile_valid(kube, service, image, previous, now)
-    if (change := diff(previous, status)) is not None:
-        await kube.patch_status(live, change)
-        for event in decide_events(previous, status):
-            log.info("%s/%s: %s: %s", namespace, name, event.reason, event.message)
-            await post_event(kube, live, event, now())
+    except InvalidSpec as error:
+        status = decide_invalid(generation, str(error), previous, now())
+    except KubeUnreachable:
+        raise
+    except Exception as error:
+        if (problem := explain_failure(error, previous)) is None:
+            raise
+        reason, message = problem
+        status = decide_invalid(generation, message, previous, now(), reason=reason)
+        await _write(kube, live, previous, status, now)
+        raise
+    await _write(kube, live, previous, status, now)
     blocked = any(each["reason"] in UNSEEN_ENDS for each in status["conditions"])
     return LOOK_AGAIN_SECONDS if blocked else None
+
+
+def explain_failure(error: Exception, previous: dict[str, Any]) -> tuple[str, str] | None:
+    """(reason, message) of a pass that failed; None if it is not worth a word yet.
+
+    An error of the API server is often gone at the next attempt. An object that has conditions
+    keeps them meanwhile; a new one would otherwise say nothing for as long as the error lasts.
+    """
+    if not isinstance(error, KubeError):
+        what = f"{type(error).__name__}: {error}".replace("\n", " ")[:1024]
+        return INTERNAL_ERROR, f"a defect of the operator, which tries again: {what}"
+    if previous.get("conditions") or error.code in (404, 409, 429):
+        return None
+    reason = FORBIDDEN if error.code == 403 else INTERNAL_ERROR
+    return reason, f"the API server fails, the operator tries again: {error}"
+
+
+async def _write(
+    kube: Kube,
+    live: dict[str, Any],
+    previous: dict[str, Any],
+    status: dict[str, Any],
+    now: Callable[[], str],
+) -> None:
+    if (change := diff(previous, status)) is None:
+        return
+    await kube.patch_status(live, change)
+    metadata = live["metadata"]
+    for event in decide_events(previous, status):
+        where = f"{metadata['namespace']}/{metadata['name']}"
+        log.info("%s: %s: %s", where, event.reason, event.message)
+        await post_event(kube, live, event, now())
 
 
 async def _reconcile_valid(
@@ -83,12 +126,14 @@ async def _reconcile_valid(
         taken = Problem(WORKLOAD_READY, NAME_CONFLICT, "; ".join(conflicts.values()))
         facts = await observe_facts(kube, service, ours, taken)
         return decide_status(service, facts, previous, now())
-    replicas = None if deployment is None else deployment["spec"].get("replicas")
+    replicas = wanted_before(previous)
+    if deployment is not None:
+        replicas = deployment["spec"].get("replicas")
     problem = None
     for manifest in render(service, image=image, replicas=replicas):
         kind = manifest["kind"]
         if kind == "Deployment":
-            manifest = with_cause(deployment, manifest)
+            manifest = with_cause(deployment, manifest, previous.get("rollout"))
         try:
             applied = await apply(kube, service, manifest, objects[kind])
         except Refused as error:
@@ -98,6 +143,12 @@ async def _reconcile_valid(
             deployment = applied
     facts = await observe_facts(kube, service, deployment, problem)
     return decide_status(service, facts, previous, now())
+
+
+def wanted_before(previous: dict[str, Any]) -> int | None:
+    """How many pods the last pass saw wanted: a Deployment deleted by hand comes back with them."""
+    wanted = str(previous.get("readyOfWanted", "")).rpartition("/")[2]
+    return int(wanted) if wanted.isdecimal() else None
 
 
 def diff(previous: dict[str, Any], status: dict[str, Any]) -> dict[str, Any] | None:

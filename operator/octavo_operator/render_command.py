@@ -6,8 +6,10 @@ import click
 import yaml
 
 from octavo_operator import names
+from octavo_operator.local.shape import problems
 from octavo_operator.manifests import UnreadableManifest, read_services
 from octavo_operator.render import render
+from octavo_operator.spec import InvalidSpec
 
 
 @click.command("render")
@@ -37,5 +39,15 @@ def command(files: tuple[str, ...], image: str) -> None:
         raise click.ClickException(str(error)) from None
     if not services:
         raise click.ClickException(f"no {names.KIND} in {', '.join(files)}")
-    objects = [each for service in services for each in render(service, image=image)]
+    objects = []
+    for service in services:
+        try:
+            rendered = render(service, image=image)
+        except InvalidSpec as error:
+            raise click.ClickException(f"{names.KIND} {service.name}: {error}") from None
+        for each in rendered:
+            for path, problem in problems(each):
+                where = f"{names.KIND} {service.name}: in the {each['kind']}"
+                raise click.ClickException(f"{where}: {path}: {problem}")
+        objects += rendered
     click.echo(yaml.safe_dump_all(objects, sort_keys=False, width=100), nl=False)

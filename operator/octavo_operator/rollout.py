@@ -11,26 +11,44 @@ from octavo_operator.render.settings import explain_change
 CREATED = "created"
 
 
-def decide_cause(live: Mapping[str, Any] | None, rendered: Mapping[str, Any]) -> str:
+def decide_cause(
+    live: Mapping[str, Any] | None,
+    rendered: Mapping[str, Any],
+    told: Mapping[str, Any] | None = None,
+) -> str:
     """The Deployment's change cause to write; that of the last rollout if nothing rolls now.
 
     It is applied together with the new template, so an operator that dies right after can still
-    tell.
+    tell. `told` is the status.rollout of before: it and the pods' own annotation stand in for
+    annotations of the Deployment that somebody removed.
     """
     if live is None:
         return CREATED
     before = live["metadata"].get("annotations") or {}
     after = rendered["metadata"]["annotations"]
-    if before.get(names.REVISION_ANNOTATION) == after[names.REVISION_ANNOTATION]:
-        return str(before.get(names.CHANGE_CAUSE_ANNOTATION, CREATED))
+    revision = after[names.REVISION_ANNOTATION]
+    if (before.get(names.REVISION_ANNOTATION) or _pods_revision(live)) == revision:
+        kept = told["reason"] if told and told.get("revision") == revision else CREATED
+        return str(before.get(names.CHANGE_CAUSE_ANNOTATION) or kept)
     return explain_change(before.get(names.RENDERED_ANNOTATION), after[names.RENDERED_ANNOTATION])
 
 
-def with_cause(live: Mapping[str, Any] | None, rendered: dict[str, Any]) -> dict[str, Any]:
+def _pods_revision(live: Mapping[str, Any]) -> str | None:
+    template = (live.get("spec") or {}).get("template") or {}
+    annotations = (template.get("metadata") or {}).get("annotations") or {}
+    found: str | None = annotations.get(names.REVISION_ANNOTATION)
+    return found
+
+
+def with_cause(
+    live: Mapping[str, Any] | None,
+    rendered: dict[str, Any],
+    told: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
     """The rendered Deployment with its change cause."""
     metadata = rendered["metadata"]
     annotations = {
         **metadata["annotations"],
-        names.CHANGE_CAUSE_ANNOTATION: decide_cause(live, rendered),
+        names.CHANGE_CAUSE_ANNOTATION: decide_cause(live, rendered, told),
     }
     return {**rendered, "metadata": {**metadata, "annotations": annotations}}

@@ -56,10 +56,40 @@ def problems(manifest: Mapping[str, Any]) -> Iterator[Problem]:
     if "spec" not in manifest:
         yield "spec", "is required"
     else:
-        yield from _check(object_schema()["properties"]["spec"], manifest["spec"], "spec")
+        yield from check(object_schema()["properties"]["spec"], manifest["spec"], "spec")
 
 
-def _check(schema: Mapping[str, Any], value: Any, path: str) -> Iterator[Problem]:
+def without_nulls(manifest: Mapping[str, Any]) -> dict[str, Any]:
+    """A null in a field that the schema knows is as good as absent; the API server drops it too.
+
+    Those in podTemplate's unknown fields stay: there they remove what the operator renders.
+    """
+    result: dict[str, Any] = {key: value for key, value in manifest.items() if value is not None}
+    if isinstance(metadata := result.get("metadata"), dict):
+        result["metadata"] = {key: each for key, each in metadata.items() if each is not None}
+    if "spec" in result:
+        result["spec"] = _prune(object_schema()["properties"]["spec"], result["spec"])
+    return result
+
+
+def _prune(schema: Mapping[str, Any], value: Any) -> Any:
+    if isinstance(value, list) and "items" in schema:
+        return [_prune(schema["items"], each) for each in value]
+    if not isinstance(value, dict):
+        return value
+    known, others = schema.get("properties", {}), schema.get("additionalProperties")
+    result = {}
+    for key, each in value.items():
+        inner = known.get(key, others)
+        if not inner:
+            result[key] = each
+        elif each is not None:
+            result[key] = _prune(inner, each)
+    return result
+
+
+def check(schema: Mapping[str, Any], value: Any, path: str) -> Iterator[Problem]:
+    """`value`, which stands at `path`, against an OpenAPI schema as CRDs have it."""
     if schema.get("x-kubernetes-int-or-string"):
         if isinstance(value, bool) or not isinstance(value, int | str):
             yield path, f"must be an integer or a string, not {_kind(value)}"
@@ -92,8 +122,13 @@ def _check_text(schema: Mapping[str, Any], value: str, path: str) -> Iterator[Pr
         yield path, f"must have at least {schema['minLength']} characters"
     if len(value) > schema.get("maxLength", len(value)):
         yield path, f"must have at most {schema['maxLength']} characters"
-    if "pattern" in schema and not re.search(schema["pattern"], value):
+    if "pattern" in schema and not _matches(schema["pattern"], value):
         yield path, f"{value!r} does not match {schema['pattern']}"
+
+
+def _matches(pattern: str, value: str) -> bool:
+    """As in Go, where $ is the very end; Python's would let a newline follow."""
+    return re.search(re.sub(r"(?<!\\)\$$", r"\\Z", pattern), value) is not None
 
 
 def _check_object(schema: Mapping[str, Any], value: dict[str, Any], path: str) -> Iterator[Problem]:
@@ -106,10 +141,10 @@ def _check_object(schema: Mapping[str, Any], value: dict[str, Any], path: str) -
         yield path, f"must have at most {schema['maxProperties']} entries"
     for key, each in value.items():
         if key in known:
-            if each is not None:  # the API server drops nulls
-                yield from _check(known[key], each, f"{path}.{key}")
+            if each is not None:  # as good as absent
+                yield from check(known[key], each, f"{path}.{key}")
         elif others:
-            yield from _check(others, each, f"{path}.{key}")
+            yield from check(others, each, f"{path}.{key}")
         elif not schema.get("x-kubernetes-preserve-unknown-fields"):
             yield f"{path}.{key}", "unknown field"
 
@@ -120,7 +155,7 @@ def _check_list(schema: Mapping[str, Any], value: list[Any], path: str) -> Itera
     keys = schema.get("x-kubernetes-list-map-keys")
     seen: list[Any] = []
     for index, each in enumerate(value):
-        yield from _check(schema["items"], each, f"{path}[{index}]")
+        yield from check(schema["items"], each, f"{path}[{index}]")
         identity = [each.get(key) for key in keys] if keys and isinstance(each, dict) else each
         if (keys or schema.get("x-kubernetes-list-type") == "set") and identity in seen:
             yield f"{path}[{index}]", "is there twice"

@@ -90,11 +90,12 @@ class Resources:
         return None if amount is None else int(parse_quantity(amount))
 
     @property
-    def names_gpus(self) -> bool:
-        """True if some vendor's GPU, or a slice of one, stands here."""
-        return any(
-            "/" in name and ("gpu" in name or "/mig-" in name)
-            for name in (*self.limits, *self.requests)
+    def gpu_names(self) -> tuple[str, ...]:
+        """The resources here that are some vendor's GPU, or a slice of one."""
+        return tuple(
+            name
+            for name in dict.fromkeys((*self.limits, *self.requests))
+            if "/" in name and ("gpu" in name or "/mig-" in name)
         )
 
 
@@ -135,9 +136,13 @@ def parse(manifest: Mapping[str, Any]) -> InferenceService:
     """The InferenceService of a manifest, complete or as a user wrote it; or InvalidSpec."""
     if (manifest.get("apiVersion"), manifest.get("kind")) != (names.API_VERSION, names.KIND):
         raise InvalidSpec("kind", f"is not an {names.KIND} of {names.API_VERSION}")
+    manifest = schema.without_nulls(manifest)
     for path, problem in schema.problems(manifest):
         raise InvalidSpec(path, problem)
     metadata = manifest["metadata"]
+    for key in ("name", "namespace", "uid"):
+        if not isinstance(metadata.get(key, ""), str):
+            raise InvalidSpec(f"metadata.{key}", "must be of type string")
     name = metadata.get("name", "")
     if not re.fullmatch(r"[a-z]([-a-z0-9]*[a-z0-9])?", name) or len(name) > 52:
         raise InvalidSpec(
@@ -164,6 +169,7 @@ def parse(manifest: Mapping[str, Any]) -> InferenceService:
     )
     _check_model(service.spec.model)
     _check_engine(service.spec.engine)
+    _check_gpus(service.spec)
     _check_rest(service.spec)
     return service
 
@@ -220,6 +226,7 @@ _TYPED_FLAG = re.compile(
     r"|(no-)?enable-prefix-caching|served-model-name|revision)(=|$)"
 )
 _OPERATORS_FLAG = re.compile(r"--(host|port|shutdown-timeout)(=|$)")
+_ELSEWHERE_FLAG = re.compile(r"--(model|api-key)(=|$)")
 
 
 def _check_engine(engine: Engine) -> None:
@@ -251,6 +258,12 @@ def _check_engine(engine: Engine) -> None:
                 "the operator sets --host, --port and --shutdown-timeout, which the pod's probes "
                 "and drain rely on",
             )
+        if _ELSEWHERE_FLAG.match(argument):
+            raise InvalidSpec(
+                "spec.engine.extraArgs",
+                "write the model into model.uri, and API keys into a Secret that engine.env reads "
+                "as OCTAVO_API_KEY",
+            )
     for index, variable in enumerate(engine.env):
         path = f"spec.engine.env[{index}].valueFrom"
         if "value" in variable and "valueFrom" in variable:
@@ -259,6 +272,36 @@ def _check_engine(engine: Engine) -> None:
             raise InvalidSpec(
                 path, "give exactly one of secretKeyRef, configMapKeyRef and fieldRef"
             )
+
+
+def _check_gpus(spec: Spec) -> None:
+    resources = spec.resources
+    for name in resources.gpu_names:
+        limit, request = resources.limits.get(name), resources.requests.get(name)
+        if request is not None and str(request) != str(limit):
+            raise InvalidSpec(
+                "spec.resources.requests",
+                f"GPUs are never shared: give {name} in limits, and in requests the same or "
+                "nothing",
+            )
+        if re.fullmatch(r"[0-9]{1,3}", str(limit)) is None:
+            raise InvalidSpec(
+                "spec.resources.limits", f"GPUs come whole: {name} must be a number such as 1"
+            )
+    count, size = resources.count(names.GPU_RESOURCE), spec.engine.tensor_parallel_size
+    if count is None or spec.engine.device == "cpu":
+        return
+    if count == 0 and spec.engine.device == "cuda":
+        raise InvalidSpec(
+            "spec.resources.limits",
+            f"engine.device is cuda, but {names.GPU_RESOURCE} is 0; change one of them",
+        )
+    if 0 < count < size:
+        raise InvalidSpec(
+            "spec.resources.limits",
+            f"{names.GPU_RESOURCE} is {count}, but engine.tensorParallelSize needs {size}; leave "
+            "it out or raise it",
+        )
 
 
 def _check_rest(spec: Spec) -> None:
@@ -272,8 +315,27 @@ def _check_rest(spec: Spec) -> None:
             f"{names.SERVICE_LABEL} is the label by which the operator finds its pods; leave it "
             "out",
         )
-    if (template.get("spec") or {}).get("restartPolicy", "Always") != "Always":
+    if (template.get("spec") or {}).get("restartPolicy") not in (None, "Always"):
         raise InvalidSpec(
             "spec.podTemplate.spec.restartPolicy",
             "a server's pod restarts always; remove restartPolicy",
         )
+    for container in (template.get("spec") or {}).get("containers") or []:
+        if container["name"] == names.CONTAINER:
+            _check_ports(container.get("ports"))
+
+
+def _check_ports(ports: Any) -> None:
+    """What is no port at all is the API server's to refuse."""
+    for each in ports if isinstance(ports, list) else []:
+        if not isinstance(each, Mapping) or each.get("protocol", "TCP") != "TCP":
+            continue
+        if each.get("containerPort") == names.PORT and each.get("name") not in (
+            None,
+            names.PORT_NAME,
+        ):
+            raise InvalidSpec(
+                "spec.podTemplate.spec.containers",
+                f"the probes and the Service find port {names.PORT} by its name "
+                f"{names.PORT_NAME}; leave the name out",
+            )

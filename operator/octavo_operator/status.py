@@ -44,11 +44,16 @@ def decide_status(
 
 
 def decide_invalid(
-    generation: int, problem: str, previous: Mapping[str, Any], now: str
+    generation: int,
+    problem: str,
+    previous: Mapping[str, Any],
+    now: str,
+    *,
+    reason: str = conditions.INVALID_SPEC,
 ) -> dict[str, Any]:
-    """The status of an object that the operator cannot read: what runs stays."""
-    failing = Condition(WORKLOAD_READY, "False", conditions.INVALID_SPEC, problem)
-    unknown = Condition(MODEL_READY, "Unknown", conditions.INVALID_SPEC, problem)
+    """The status of an object that the operator cannot read or handle: what runs stays."""
+    failing = Condition(WORKLOAD_READY, "False", reason, problem)
+    unknown = Condition(MODEL_READY, "Unknown", reason, problem)
     decided = [decide_ready(unknown, failing, ""), unknown, failing]
     kept = {key: value for key, value in previous.items() if key != "conditions"}
     return {
@@ -70,7 +75,8 @@ def decide_conditions(service: InferenceService, facts: Facts) -> list[Condition
                 "False",
                 conditions.NOT_YET_AVAILABLE,
                 "this version of Octavo does not scale by itself: autoscaling is accepted and the "
-                f"service stays at {facts.wanted}; a HorizontalPodAutoscaler on its /scale works",
+                f"service stays at {facts.wanted}; a HorizontalPodAutoscaler of your own works on "
+                "its /scale once spec.replicas is set",
             )
         )
     return result
@@ -98,6 +104,8 @@ def decide_model(facts: Facts) -> Condition:
     for pod in facts.current:
         if pod.problem is not None and pod.problem.type == MODEL_READY:
             return Condition(MODEL_READY, "False", pod.problem.reason, pod.problem.message)
+    if facts.failed is not None and facts.failed.type == MODEL_READY and not facts.current:
+        return Condition(MODEL_READY, "False", facts.failed.reason, facts.failed.message)
     if all(pod.problem is not None for pod in facts.current):
         return Condition(
             MODEL_READY, "Unknown", conditions.NO_POD, "no pod runs yet that could load the model"
@@ -114,8 +122,8 @@ def decide_workload(facts: Facts) -> Condition:
     ready = sum(pod.ready for pod in facts.current)
     problem = _workload_problem(facts)
     count = f"{ready} of {facts.wanted} replicas are ready"
-    if facts.problem is not None:
-        return Condition(WORKLOAD_READY, "False", facts.problem.reason, facts.problem.message)
+    if facts.refusal is not None:
+        return Condition(WORKLOAD_READY, "False", facts.refusal.reason, facts.refusal.message)
     if _asleep(facts):
         return Condition(WORKLOAD_READY, "True", conditions.SCALED_TO_ZERO, "no pod is wanted")
     waits = problem is not None and problem.reason == conditions.UNSCHEDULABLE and facts.ending
@@ -146,14 +154,18 @@ def decide_workload(facts: Facts) -> Condition:
 
 
 def _asleep(facts: Facts) -> bool:
-    return facts.wanted == 0 and bool(facts.revision) and facts.problem is None
+    return facts.wanted == 0 and bool(facts.revision) and facts.refusal is None
 
 
 def _workload_problem(facts: Facts) -> conditions.Problem | None:
-    """The first pod's; a model that does not load keeps the workload down in the same words."""
+    """The first pod's; a model that does not load keeps the workload down in the same words.
+
+    If no pod says anything: what the last one failed of, or that the rollout stands still.
+    """
     found = [pod.problem for pod in facts.current if pod.problem is not None]
     about_pods = [each for each in found if each.type == WORKLOAD_READY]
-    return next(iter([*about_pods, *found]), None)
+    last = facts.failed if not facts.current else None
+    return next(iter([*about_pods, *found]), last or facts.problem)
 
 
 def add_times(

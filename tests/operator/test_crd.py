@@ -131,5 +131,5 @@ def test_status_is_in_the_schema() -> None:
     one = service(autoscaling={"maxReplicas": 2})
     status = decide_status(one, facts(), {}, NOW)
     declared = ROOT["properties"]["status"]
-    assert not list(schema._check(declared, status, "status"))
+    assert not list(schema.check(declared, status, "status"))
     assert set(status) == set(declared["properties"])

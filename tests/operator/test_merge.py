@@ -62,3 +62,17 @@ def test_inputs_stay() -> None:
     merge(base, overlay)["env"][0]["value"] = "3"
     assert base == {"env": [{"name": "A", "value": "1"}], "tolerations": [{"key": "x"}]}
     assert overlay["env"] == [{"name": "A", "value": "2"}]
+
+
+def test_ports_differ_by_protocol_too() -> None:
+    base = {"ports": [{"containerPort": 9, "name": "a", "protocol": "TCP"}]}
+    udp = {"containerPort": 9, "name": "b", "protocol": "UDP"}
+    merged = merge(base, {"ports": [udp, {"containerPort": 9, "hostPort": 1}]})
+    assert merged["ports"] == [{**base["ports"][0], "hostPort": 1}, udp]
+
+
+@pytest.mark.parametrize("items", [["A=b", {"name": "B"}], [None, {"name": "B"}], [["x"], 1]])
+@pytest.mark.parametrize("key", ["env", "volumes", "ports", "tolerations"])
+def test_odd_items_are_the_api_servers_to_refuse(key: str, items: list[Any]) -> None:
+    assert merge({key: [{"name": "A"}]}, {key: items})[key] == [{"name": "A"}, *items]
+    assert merge({key: items}, {key: items})[key]

@@ -39,8 +39,8 @@ def secret(name: str) -> dict[str, Any]:
         ({}, env("new"), "spec.engine.env[PASSWORD].value: added"),
         (secret("a"), secret("b"), "spec.model.secretRef.name: a -> b"),
         (
-            {"engine": {"extraArgs": ["--api-key=x"]}},
-            {"engine": {"extraArgs": ["--api-key=y"]}},
+            {"engine": {"extraArgs": ["--hub-token=x"]}},
+            {"engine": {"extraArgs": ["--hub-token=y"]}},
             "spec.engine.extraArgs: changed",
         ),
         (
@@ -91,3 +91,31 @@ def test_a_huge_pod_template_fits_an_annotation() -> None:
     annotations = {f"k{i}": "x" * 60000 for i in range(3)}
     made = deployment(podTemplate={"metadata": {"annotations": annotations}})
     assert len(made["metadata"]["annotations"][names.RENDERED_ANNOTATION]) < 1000
+
+
+def test_the_order_of_variables_is_a_cause() -> None:
+    one, two = {"name": "A", "value": "1"}, {"name": "B", "value": "$(A)"}
+    before, after = (deployment(engine={"env": env}) for env in ([one, two], [two, one]))
+    assert decide_cause(before, after) == "spec.engine.env: order changed"
+
+
+def test_removed_annotations_are_no_rollout() -> None:
+    live = with_cause(None, deployment())
+    annotations = live["metadata"]["annotations"]
+    annotations[names.CHANGE_CAUSE_ANNOTATION] = "the last reason"
+    revision = annotations.pop(names.REVISION_ANNOTATION)
+    assert decide_cause(live, deployment()) == "the last reason"
+    annotations.clear()
+    told = {"revision": revision, "reason": "the last reason"}
+    assert decide_cause(live, deployment(), told) == "the last reason"
+
+
+def test_large_environments_fit_into_the_annotations() -> None:
+    def large(letter: str) -> dict[str, Any]:
+        return deployment(
+            engine={"env": [{"name": f"V{i}", "value": letter * 32000} for i in range(10)]}
+        )
+
+    annotations = large("x")["metadata"]["annotations"]
+    assert sum(len(key) + len(value) for key, value in annotations.items()) < 20_000
+    assert "spec.engine.env[V0].value: changed" in decide_cause(large("x"), large("y"))

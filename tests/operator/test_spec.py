@@ -18,6 +18,7 @@ from octavo_operator.spec import InvalidSpec, parse
         ({"uri": "s3://bucket"}, "spec.model.uri", "start with hf://"),
         ({"uri": "hf://a/b/c"}, "spec.model.uri", "hf://ORG/NAME"),
         ({"uri": "file://models/x"}, "spec.model.uri", "three slashes"),
+        ({"uri": "oci://"}, "spec.model.uri", "oci://REGISTRY"),
         ({"uri": "pvc://Claim/x"}, "spec.model.uri", "pvc://CLAIM/PATH"),
         ({"uri": "file:///models/../etc"}, "spec.model.uri", '".."'),
         ({"uri": "hf://a/b@v1", "model": {"revision": "v1"}}, "spec.model.revision", "twice"),
@@ -29,6 +30,7 @@ from octavo_operator.spec import InvalidSpec, parse
         ),
         ({"model": {"secretRef": {}}}, "spec.model.secretRef.name", "is required"),
         ({"model": {"names": ["a", "a"]}}, "spec.model.names[1]", "twice"),
+        ({"model": {"names": ["a,b"]}}, "spec.model.names[0]", "does not match"),
         ({"model": {"nmes": []}}, "spec.model.nmes", "unknown field"),
         ({"engine": {"maxModelLn": 1}}, "spec.engine.maxModelLn", "unknown field"),
         ({"engine": {"maxModelLen": "1"}}, "spec.engine.maxModelLen", "type integer, not string"),
@@ -47,6 +49,8 @@ from octavo_operator.spec import InvalidSpec, parse
             "spec.engine.extraArgs",
             "field of its own",
         ),
+        ({"engine": {"extraArgs": ["--model=/x"]}}, "spec.engine.extraArgs", "model.uri"),
+        ({"engine": {"extraArgs": ["--api-key", "k"]}}, "spec.engine.extraArgs", "OCTAVO_API_KEY"),
         ({"engine": {"extraArgs": ["--port", "1"]}}, "spec.engine.extraArgs", "operator sets"),
         ({"engine": {"env": [{"value": "x"}]}}, "spec.engine.env[0].name", "is required"),
         ({"engine": {"env": [{"name": "A"}, {"name": "A"}]}}, "spec.engine.env[1]", "twice"),
@@ -66,6 +70,37 @@ from octavo_operator.spec import InvalidSpec, parse
             {"autoscaling": {"minReplicas": 3, "maxReplicas": 2}},
             "spec.autoscaling.minReplicas",
             "must not exceed",
+        ),
+        ({"resources": {"limits": {"cpu": -1}}}, "spec.resources.limits.cpu", "does not match"),
+        (
+            {"resources": {"requests": {"nvidia.com/gpu": 2}}},
+            "spec.resources.requests",
+            "in limits",
+        ),
+        ({"resources": {"limits": {"nvidia.com/gpu": "500m"}}}, "spec.resources.limits", "whole"),
+        ({"resources": {"limits": {"amd.com/gpu": "1k"}}}, "spec.resources.limits", "whole"),
+        (
+            {"resources": {"limits": {"nvidia.com/gpu": 0}}, "engine": {"device": "cuda"}},
+            "spec.resources.limits",
+            "is cuda",
+        ),
+        (
+            {"resources": {"limits": {"nvidia.com/gpu": 1}}, "engine": {"tensorParallelSize": 2}},
+            "spec.resources.limits",
+            "needs 2",
+        ),
+        (
+            {
+                "podTemplate": {
+                    "spec": {
+                        "containers": [
+                            {"name": "octavo", "ports": [{"containerPort": 8000, "name": "web"}]}
+                        ]
+                    }
+                }
+            },
+            "spec.podTemplate.spec.containers",
+            "leave the name out",
         ),
         ({"resources": {"limits": {"cpu": "many"}}}, "spec.resources.limits.cpu", "does not match"),
         (
@@ -138,7 +173,7 @@ def test_gpus() -> None:
     assert not service(engine={"device": "cpu"}).wants_gpu
     assert not service(resources=none).wants_gpu
     assert service(resources={"limits": {"memory": "1Gi"}}).wants_gpu
-    assert service(engine={"device": "cuda"}, resources=none).wants_gpu
+    assert service(resources={"limits": {"nvidia.com/gpu": 2}}).wants_gpu
 
 
 @pytest.mark.parametrize(

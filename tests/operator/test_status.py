@@ -141,3 +141,23 @@ def test_the_rollout_event_says_why() -> None:
     newer = facts(READY, revision="newer", cause="spec.engine.maxModelLen: 2048 -> 1024")
     event = decide_events(previous, decide_status(service(), newer, previous, NOW))[0]
     assert event.message == "pods are replaced: spec.engine.maxModelLen: 2048 -> 1024"
+
+
+STUCK = Problem(WORKLOAD_READY, "Stalled", "the rollout stands still")
+NO_GPU = Problem(WORKLOAD_READY, "UnexpectedAdmissionError", "no healthy devices")
+
+
+@pytest.mark.parametrize(
+    ("seen", "ready"),
+    [
+        (facts(failed=NO_GPU), "False/UnexpectedAdmissionError"),
+        (facts(failed=MISSING), "False/ModelNotFound"),
+        (facts(pod(), failed=None, problem=STUCK), "False/Stalled"),
+        (facts(problem=STUCK), "False/Stalled"),
+        (facts(pod(problem=NO_NODE), problem=STUCK), "False/Unschedulable"),
+        (facts(READY, problem=STUCK), "True/Serving"),
+        (facts(wanted=0, problem=STUCK), "True/ScaledToZero"),
+    ],
+)
+def test_failed_pods_and_rollouts_that_stand_still(seen: Facts, ready: str) -> None:
+    assert conditions(decide_status(service(), seen, {}, NOW))["Ready"] == ready

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from pathlib import Path
 from octavo_operator.local.sandbox import Manifest
 
 UNTYPED = "Error"
+LOG_NAME = re.compile(r"(0|[1-9][0-9]{0,8})\.log")
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,17 +126,21 @@ class Console:
 
 
 class LogFollower:
-    """New lines of a pod's log files, `folder/CONTAINER/RESTARTS.log`, in the order of the runs."""
+    """New lines of a pod's log files, `folder/CONTAINER/RESTARTS.log`, in the order of the runs.
+
+    Made before the pod runs: such files of another pod before are removed, others left alone.
+    """
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._read: dict[Path, int] = {}
+        for file in self._files():
+            file.unlink(missing_ok=True)
 
     def lines(self, *, final: bool = False) -> list[str]:
         """Complete lines since the last call; `final`: also an unfinished last one."""
         result: list[str] = []
-        files = self._folder.glob("*/*.log")
-        for file in sorted(files, key=lambda each: (each.parent.name, int(each.stem))):
+        for file in self._files():
             try:
                 with file.open("rb") as opened:
                     opened.seek(self._read.get(file, 0))
@@ -145,3 +151,7 @@ class LogFollower:
             self._read[file] = self._read.get(file, 0) + end
             result += data[:end].decode(errors="replace").splitlines()
         return result
+
+    def _files(self) -> list[Path]:
+        files = [each for each in self._folder.glob("*/*.log") if LOG_NAME.fullmatch(each.name)]
+        return sorted(files, key=lambda each: (each.parent.name, int(each.stem)))

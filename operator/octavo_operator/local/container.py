@@ -185,6 +185,7 @@ class ContainerRunner:
         self._shutting_down = False
         tasks = [asyncio.create_task(self._probe()), asyncio.create_task(self._close_when_asked())]
         tasks[0].add_done_callback(self._tell_failed_probe)
+        tasks[1].add_done_callback(self._tell_failed_stop)
         try:
             return await process.wait()
         finally:
@@ -282,6 +283,15 @@ class ContainerRunner:
         task = asyncio.create_task(stop)
         self._background.add(task)
         task.add_done_callback(self._background.discard)
+        task.add_done_callback(self._tell_failed_stop)
+
+    def _tell_failed_stop(self, task: asyncio.Task[None]) -> None:
+        """A stop that went wrong is a kill, never a process that stays."""
+        if not task.cancelled() and (error := task.exception()) is not None:
+            text = f"stopping failed: {type(error).__name__}: {error}"
+            self._around.event("Warning", "FailedKillPod", text)
+            if self._process is not None:
+                self._process.kill()
 
     def _tell_failed_probe(self, task: asyncio.Task[None]) -> None:
         if not task.cancelled() and (error := task.exception()) is not None:

@@ -23,7 +23,8 @@ class PodRunner:
     `on_status(status)` gets the whole PodStatus at each change, `on_event(type, reason, message)`
     what a kubelet would record. Logs: `log_folder/CONTAINER/RESTARTS.log`. A pod with a field that
     the runner does not honour ends Failed with reason UnsupportedField. If the task of `run` is
-    cancelled, or this process dies, all processes of the pod are killed.
+    cancelled, or this process dies, all processes of the pod are killed. Volumes and messages lie
+    in a folder of its own below `scratch_folder` (None: the system's) until the pod is over.
     """
 
     def __init__(
@@ -38,6 +39,7 @@ class PodRunner:
         host_ip: str = "127.0.0.1",
         backoff_seconds: float = 10.0,
         retry_seconds: float = 2.0,
+        scratch_folder: Path | None = None,
     ) -> None:
         self._pod = pod
         self._sandbox = sandbox
@@ -47,6 +49,7 @@ class PodRunner:
         self._log_folder = log_folder
         self._backoff_seconds = backoff_seconds
         self._retry_seconds = retry_seconds
+        self._scratch_folder = scratch_folder
         spec = pod["spec"]
         inits = spec.get("initContainers") or []
         reason = "PodInitializing" if inits else "ContainerCreating"
@@ -75,7 +78,7 @@ class PodRunner:
                 self._on_event("Warning", "UnsupportedField", message)
                 self._state.failure = ("UnsupportedField", message)
                 return
-            self._folder = Path(tempfile.mkdtemp(prefix="octavo-pod-"))
+            self._folder = Path(tempfile.mkdtemp(prefix="octavo-pod-", dir=self._scratch_folder))
             await self._live(self._folder)
         finally:
             if self._closing.is_set():

@@ -161,6 +161,9 @@ def unapplied_fields(pod: Manifest) -> list[str]:
     """Paths that are accepted but mean nothing for plain processes; told once, not refused."""
     spec = pod["spec"]
     result = [f"spec.{key}" for key in NOT_APPLIED_TO_PODS if spec.get(key)]
+    for index, volume in enumerate(spec.get("volumes") or ()):
+        if (volume.get("emptyDir") or {}).get("sizeLimit"):
+            result.append(f"spec.volumes[{index}].emptyDir.sizeLimit")
     for kind in ("initContainers", "containers"):
         for index, container in enumerate(spec.get(kind) or ()):
             for key in NOT_APPLIED_TO_CONTAINERS:

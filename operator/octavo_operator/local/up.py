@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
 import socket
+import sys
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -26,7 +28,6 @@ from octavo_operator.local.workloads import (
     serving_port,
 )
 from octavo_operator.manifests import UnreadableManifest, read_documents
-from octavo_operator.spec import InvalidSpec
 
 LOG_PERIOD_SECONDS = 0.1
 KILLED = 130  # the exit code after a second Ctrl-C, as shells have it
@@ -49,10 +50,11 @@ class Up:
         self._options = options
         self._sandbox = LocalSandbox(options.volumes, host=options.host, first_port=options.port)
         self._names = [pod["metadata"]["name"] for pod in workloads.pods]
-        self._console = Console(self._names, click.echo)
         self._told: dict[str, Failure] = {}
         self._stops = 0
         self._code = 0
+        self._runners: list[PodRunner] = []
+        self._console = Console(self._names, self._print)
         self._logs = {name: LogFollower(log_folder / name) for name in self._names}
         self._tasks: set[asyncio.Task[None]] = set()
         resolver = Objects(workloads.secrets, workloads.config_maps)
@@ -75,6 +77,8 @@ class Up:
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             loop.add_signal_handler(number, self._on_signal)
         following = asyncio.create_task(self._follow_logs())
+        if self._stops:  # nobody reads even the first line
+            self._stop(None)
         try:
             async with asyncio.TaskGroup() as group:
                 for runner in self._runners:
@@ -96,9 +100,29 @@ class Up:
 
     def _stop(self, grace_seconds: float | None) -> None:
         for runner in self._runners:
-            task = asyncio.create_task(runner.stop(grace_seconds))
+            task = asyncio.create_task(self._stop_one(runner, grace_seconds))
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
+
+    async def _stop_one(self, runner: PodRunner, grace_seconds: float | None) -> None:
+        """Nobody awaits it, so a failure is told here, and the pod killed."""
+        try:
+            await runner.stop(grace_seconds)
+        except Exception as error:
+            self._print(f"error: cannot stop gracefully: {type(error).__name__}: {error}", err=True)
+            self._code = 1
+            await runner.stop(0)
+
+    def _print(self, line: str, *, err: bool = False) -> None:
+        """If the reader is gone (`octavo up | head`), the pods are stopped."""
+        try:
+            click.echo(line, err=err)
+        except BrokenPipeError:
+            # Python would fail once more when it flushes the stream at its exit.
+            with open(os.devnull, "w") as nowhere:
+                os.dup2(nowhere.fileno(), (sys.stderr if err else sys.stdout).fileno())
+            self._stops, self._code = max(self._stops, 1), 1
+            self._stop(None)
 
     def _on_status(self, pod: Manifest, status: Manifest) -> None:
         name = pod["metadata"]["name"]
@@ -113,7 +137,7 @@ class Up:
         self._console.event(name, reason, message)
 
     def _tell_failure(self, name: str, failure: Failure) -> None:
-        click.echo(f"error: {name}: {failure.reason}: {failure.sentence}", err=True)
+        self._print(f"error: {name}: {failure.reason}: {failure.sentence}", err=True)
         if self._options.exit_on_failure and failure.reason != UNTYPED:
             self._stops = 1
             self._code = 1
@@ -152,14 +176,23 @@ def parse_volume(text: str) -> tuple[str, Path]:
 def read_workloads(files: Sequence[str], replicas: int | None) -> Workloads:
     """Raises click.ClickException with one line that says what is wrong."""
     try:
-        workloads = plan((document for _, document in read_documents(files)), replicas)
-    except (UnreadableManifest, InvalidSpec) as error:
+        workloads = plan(read_documents(files), replicas)
+    except UnreadableManifest as error:
         raise click.ClickException(str(error)) from None
     if not workloads.pods:
         raise click.ClickException(
             "nothing to run: no InferenceService or Deployment with replicas"
         )
     return workloads
+
+
+def refuse_unwritable(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        message = f"cannot write to --log-folder {folder}: {error.strerror}"
+        raise click.ClickException(message) from None
 
 
 def refuse_taken_port(host: str, port: int) -> None:
@@ -201,7 +234,8 @@ def refuse_taken_port(host: str, port: int) -> None:
 @click.option(
     "--log-folder",
     type=click.Path(file_okay=False, path_type=Path),
-    help="Where logs are kept. Default: a temporary folder, removed at the end.",
+    help="Where logs are kept; those of a run before are replaced. Default: a temporary folder, "
+    "removed at the end.",
 )
 @click.option(
     "--exit-on-failure",
@@ -230,6 +264,8 @@ def command(
     )
     if port is not None:
         refuse_taken_port(host, port)
+    if log_folder is not None:
+        refuse_unwritable(log_folder)
     sandbox = LocalSandbox(options.volumes)
     for pod in workloads.pods:
         for path in missing_volumes(pod, sandbox):

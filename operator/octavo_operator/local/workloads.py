@@ -10,9 +10,11 @@ from typing import Any
 
 from octavo_operator import names
 from octavo_operator.local.sandbox import Manifest, Sandbox
+from octavo_operator.local.shape import problems
 from octavo_operator.local.volumes import MADE_HERE
+from octavo_operator.manifests import UnreadableManifest, describe
 from octavo_operator.render import render
-from octavo_operator.spec import parse
+from octavo_operator.spec import InvalidSpec, parse
 
 Values = dict[tuple[str, str], dict[str, bytes]]
 
@@ -27,34 +29,54 @@ class Workloads:
     ignored: list[str] = field(default_factory=list)
 
 
-def plan(documents: Iterable[Mapping[str, Any]], replicas: int | None) -> Workloads:
-    """InferenceServices are rendered as the operator does; raises spec.InvalidSpec.
+def plan(documents: Iterable[tuple[str, Mapping[str, Any]]], replicas: int | None) -> Workloads:
+    """From (file, object); InferenceServices are rendered as the operator does.
 
-    `replicas` overrides every Deployment's own number.
+    `replicas` overrides every Deployment's own number. Raises UnreadableManifest.
     """
     result = Workloads()
-    for document in documents:
+    owners: dict[str, str] = {}
+    for file, document in documents:
+        where = f"{file}: {describe(document)}"
         rendered = document.get("kind") == names.KIND
-        for item in render(parse(document)) if rendered else [dict(document)]:
+        try:
+            items = render(parse(document)) if rendered else [document]
+        except InvalidSpec as error:
+            raise UnreadableManifest(f"{where}: {error}") from None
+        for item in map(without_nulls, items):
+            for path, problem in problems(item):
+                inside = f"in the {item['kind']}: " if rendered else ""
+                raise UnreadableManifest(f"{where}: {inside}{path}: {problem}")
+            if item.get("kind") == "Deployment":
+                name = item["metadata"]["name"]
+                if name in owners:
+                    raise UnreadableManifest(f"{where}: its pods are there already: {owners[name]}")
+                owners[name] = where
             _add(result, item, replicas, told=not rendered)
     return result
 
 
+def without_nulls(value: Any) -> Any:
+    """As the API server reads built-in kinds: a null field is absent."""
+    if isinstance(value, Mapping):
+        return {key: without_nulls(each) for key, each in value.items() if each is not None}
+    return [without_nulls(each) for each in value] if isinstance(value, list) else value
+
+
 def _add(result: Workloads, item: Manifest, replicas: int | None, *, told: bool) -> None:
-    kind, meta = item.get("kind"), item.get("metadata") or {}
-    key = (str(meta.get("namespace") or "default"), str(meta.get("name")))
+    kind = item.get("kind")
     if kind == "Deployment":
         result.pods += deployment_pods(item, replicas)
-    elif kind == "Secret":
-        data = {k: base64.b64decode(v) for k, v in (item.get("data") or {}).items()}
-        text = {k: str(v).encode() for k, v in (item.get("stringData") or {}).items()}
-        result.secrets[key] = data | text
-    elif kind == "ConfigMap":
-        text = {k: str(v).encode() for k, v in (item.get("data") or {}).items()}
-        data = {k: base64.b64decode(v) for k, v in (item.get("binaryData") or {}).items()}
-        result.config_maps[key] = text | data
+    elif kind in ("Secret", "ConfigMap"):
+        meta = item["metadata"]
+        key = (meta.get("namespace") or "default", meta["name"])
+        text = {"Secret": "stringData", "ConfigMap": "data"}[kind]
+        encoded = {"Secret": "data", "ConfigMap": "binaryData"}[kind]
+        values = {k: base64.b64decode(v) for k, v in (item.get(encoded) or {}).items()}
+        values |= {k: v.encode() for k, v in (item.get(text) or {}).items()}
+        (result.secrets if kind == "Secret" else result.config_maps)[key] = values
     elif told:  # the rest of what `render` gives (a Service) has no meaning here
-        result.ignored.append(f"{kind} {key[1]}")
+        result.ignored.append(describe(item))
 
 
 def deployment_pods(deployment: Manifest, replicas: int | None) -> list[Manifest]:
@@ -75,6 +97,9 @@ def deployment_pods(deployment: Manifest, replicas: int | None) -> list[Manifest
                 "spec": template["spec"],
             }
         )
+        for volume in template["spec"].get("volumes", ()):
+            if len(volume) == 1:
+                volume["emptyDir"] = {}  # the API server's default
     return pods
 
 

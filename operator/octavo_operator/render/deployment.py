@@ -169,7 +169,7 @@ def render_resources(service: InferenceService) -> dict[str, Any]:
     """The manifest's resources, plus as many GPUs as tensorParallelSize if it names none."""
     resources = service.spec.resources
     limits = dict(resources.limits)
-    if service.wants_gpu and not resources.names_gpus:
+    if service.wants_gpu and not resources.gpu_names:
         limits[names.GPU_RESOURCE] = service.spec.engine.tensor_parallel_size
     # A count of 0 only says "no GPU".
     limits = {

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 _KEYS = {
@@ -13,7 +13,7 @@ _KEYS = {
     "volumes": "name",
     "env": "name",
     "imagePullSecrets": "name",
-    "ports": "containerPort",
+    "ports": "containerPort",  # and the protocol, which see `_identity`
     "volumeMounts": "mountPath",
     "volumeDevices": "devicePath",
     "hostAliases": "ip",
@@ -48,20 +48,16 @@ def merge(base: Mapping[str, Any], overlay: Mapping[str, Any]) -> dict[str, Any]
     return result
 
 
-def _merge_items(
-    name: str, base: list[dict[str, Any]], overlay: list[dict[str, Any]]
-) -> list[dict[str, Any]]:
-    key = _KEYS[name]
+def _merge_items(name: str, base: Sequence[Any], overlay: Sequence[Any]) -> list[Any]:
     exclusive = _REPLACED_KEYS.get(name, ())
     result = list(base)
     for item in overlay:
-        # An item without its key is the API server's to refuse, with the path.
-        identity = item.get(key) if isinstance(item, Mapping) else None
+        identity = _identity(name, item)
         index = next(
             (
                 at
                 for at, each in enumerate(result)
-                if identity is not None and each.get(key) == identity
+                if identity is not None and _identity(name, each) == identity
             ),
             None,
         )
@@ -74,3 +70,14 @@ def _merge_items(
         # A volume has one source: another name means another volume, never half of each.
         result[index] = copy.deepcopy(item) if name == "volumes" else merge(before, item)
     return result
+
+
+def _identity(name: str, item: Any) -> Any:
+    """What tells an item from others; None if it has no key, or is a bare word or a null.
+
+    Such an item is the API server's to refuse, with the path.
+    """
+    key = item.get(_KEYS[name]) if isinstance(item, Mapping) else None
+    if key is None or name != "ports":
+        return key
+    return key, item.get("protocol") or "TCP"

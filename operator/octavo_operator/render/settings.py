@@ -10,13 +10,16 @@ import dataclasses
 import hashlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from octavo_operator.spec import InferenceService, camel_case
 
 _LONGEST_TEMPLATE = 32768
 """Characters. Annotations share 256 KiB; of a larger podTemplate only a hash is kept."""
+
+_LONGEST_KEPT = 256
+"""Characters of one value (of a variable, say); of a longer one only a hash is kept."""
 
 _LONGEST_VALUE = 80
 
@@ -26,12 +29,15 @@ OPERATOR_CHANGED = "the operator renders pods differently than before"
 
 
 def settings_text(service: InferenceService, image: str) -> str:
-    """Canonical JSON of everything in the manifest that shapes a pod, and the image."""
+    """Canonical JSON of everything in the manifest that shapes a pod, and the image.
+
+    Long texts stand there as their hashes.
+    """
     spec = service.spec
     template: Any = spec.pod_template
     if len(canonical := _dump(template)) > _LONGEST_TEMPLATE:
         template = hashlib.sha256(canonical.encode()).hexdigest()
-    engine = {**_plain(spec.engine), "image": image}
+    engine = _shorten({**_plain(spec.engine), "image": image})
     engine.pop("version", None)  # it is in the image
     settings = {
         "model": _plain(spec.model),
@@ -60,6 +66,11 @@ def explain_change(before: str | None, after: str) -> str:
     for path in sorted({*old, *new}):
         if old.get(path) != new.get(path):
             changes.append(_describe(path, old.get(path), new.get(path)))
+    order = dict(_orders(kept, "spec"))
+    for path, two in _orders(json.loads(after), "spec"):
+        one = order.get(path, two)
+        if one != two and sorted(one) == sorted(two):
+            changes.append(f"{path}: order changed")
     if not changes:
         return OPERATOR_CHANGED
     more = f"; and {len(changes) - 5} more" if len(changes) > 5 else ""
@@ -88,17 +99,44 @@ def _flatten(value: Any, path: str) -> dict[str, Any]:
         for key, each in value.items():
             result |= _flatten(each, f"{path}.{key}")
         return result
-    if (
-        isinstance(value, list)
-        and value
-        and all(isinstance(e, Mapping) and "name" in e for e in value)
-    ):
+    if _named(value):
         result = {}
         for each in value:
             rest = {key: inner for key, inner in each.items() if key != "name"}
             result |= _flatten(rest, f"{path}[{each['name']}]") or {f"{path}[{each['name']}]": ""}
         return result
     return {path: value}
+
+
+def _named(value: Any) -> bool:
+    """True for a list whose items have names."""
+    return (
+        isinstance(value, list)
+        and bool(value)
+        and all(isinstance(each, Mapping) and isinstance(each.get("name"), str) for each in value)
+    )
+
+
+def _orders(value: Any, path: str) -> Iterator[tuple[str, list[str]]]:
+    """The names of each list of named items, in their order: $(NAME) of a variable looks back."""
+    if isinstance(value, Mapping):
+        for key, each in value.items():
+            yield from _orders(each, f"{path}.{key}")
+    elif _named(value):
+        yield path, [each["name"] for each in value]
+        for each in value:
+            yield from _orders(each, f"{path}[{each['name']}]")
+
+
+def _shorten(value: Any) -> Any:
+    """`value` with its long texts replaced by their hashes."""
+    if isinstance(value, Mapping):
+        return {key: _shorten(each) for key, each in value.items()}
+    if isinstance(value, list):
+        return [_shorten(each) for each in value]
+    if isinstance(value, str) and len(value) > _LONGEST_KEPT:
+        return f"sha256:{hashlib.sha256(value.encode()).hexdigest()[:16]}"
+    return value
 
 
 def _plain(value: Any) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from starlette.responses import Response
 
 from octavo_server.api.collect import Collected, collect, usage
 from octavo_server.api.errors import json_response
+from octavo_server.api.limits import check_multiplied
 from octavo_server.api.logprobs import chat_logprobs, prompt_logprobs
 from octavo_server.api.protocol import ChatCompletionRequest, ChatMessage, message_dicts
 from octavo_server.api.requests import Choice, new_id
@@ -41,7 +42,8 @@ async def create_chat_completion(service: Service, request: Request) -> Response
     )
     service.check_prompt(token_ids, "messages")
     request_id = new_id("chatcmpl")
-    group = service.requests.submit(
+    check_multiplied(len(token_ids), params.n, model.max_model_len)
+    group = await service.requests.submit(
         model.tokenizer,
         [token_ids],
         [service.fit(params, len(token_ids))],
@@ -111,7 +113,7 @@ def _params(service: Service, body: ChatCompletionRequest) -> SamplingParams:
     body.refuse_unsupported(_REFUSED_FIELDS)
     if body.top_logprobs is not None and not body.logprobs:
         raise InvalidRequest("top_logprobs needs logprobs=true", "top_logprobs")
-    limit = service.settings.max_logprobs
+    limit = service.max_logprobs
     if body.top_logprobs is not None and not 0 <= body.top_logprobs <= limit:
         raise InvalidRequest(
             f"top_logprobs must be between 0 and {limit}, not {body.top_logprobs}", "top_logprobs"

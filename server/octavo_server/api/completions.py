@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +13,7 @@ from starlette.responses import Response
 
 from octavo_server.api.collect import Collected, collect, usage
 from octavo_server.api.errors import json_response
+from octavo_server.api.limits import check_multiplied
 from octavo_server.api.logprobs import completion_logprobs, prompt_logprobs, prompt_offsets
 from octavo_server.api.protocol import CompletionRequest, parse_prompts
 from octavo_server.api.requests import Choice, new_id
@@ -22,6 +24,8 @@ from octavo_server.sampling_params import SamplingParams
 from octavo_server.text.assemble import Delta
 
 DEFAULT_MAX_TOKENS = 16  # OpenAI's, for completions only
+_PROMPT_UNITS = 100  # what a prompt costs by itself, in the time of a character
+_PAUSE_UNITS = 16_384  # about 5 ms of work, after which others have their turn
 _REFUSED_FIELDS = ("best_of", "suffix", "use_beam_search")
 
 
@@ -31,6 +35,7 @@ class Prompt:
 
     token_ids: list[int]
     echo: str = ""
+    spelled: bool = False  # the echo is the client's text: special tokens stand in it
 
 
 async def create_completion(service: Service, request: Request) -> Response:
@@ -40,12 +45,13 @@ async def create_completion(service: Service, request: Request) -> Response:
     body = await service.read(request, CompletionRequest, defaults=True)
     name = service.check_model_name(body.model)
     params, drops_token = _params(service, body)
-    prompts = [
-        await _encode(service, body, prompt)
-        for prompt in parse_prompts(body.prompt, params.n, model.max_model_len)
-    ]
+    prompts = await _encode_all(
+        service, body, parse_prompts(body.prompt, params.n, model.max_model_len)
+    )
+    tokens = sum(len(prompt.token_ids) for prompt in prompts)
+    check_multiplied(tokens, params.n, model.max_model_len)
     request_id = new_id("cmpl")
-    group = service.requests.submit(
+    group = await service.requests.submit(
         model.tokenizer,
         [prompt.token_ids for prompt in prompts],
         [service.fit(params, len(prompt.token_ids)) for prompt in prompts],
@@ -81,10 +87,25 @@ def _params(service: Service, body: CompletionRequest) -> tuple[SamplingParams, 
         prompt_logprobs=wanted,
         eos_token_ids=service.model.eos_token_ids,
     )
-    params.validate(vocab_size=service.model.vocab_size, max_logprobs=service.settings.max_logprobs)
+    params.validate(vocab_size=service.model.vocab_size, max_logprobs=service.max_logprobs)
     if body.stream and wanted is not None and params.n > 1:
         raise InvalidRequest("log probabilities of the prompt cannot be streamed with n > 1", "n")
     return params, drops_token
+
+
+async def _encode_all(
+    service: Service, body: CompletionRequest, prompts: list[str | list[int]]
+) -> list[Prompt]:
+    result: list[Prompt] = []
+    since_pause = 0
+    for prompt in prompts:
+        result.append(await _encode(service, body, prompt))
+        # Short prompts are tokenised here, and many of them take long.
+        since_pause += len(prompt) + _PROMPT_UNITS
+        if since_pause > _PAUSE_UNITS and len(prompts) > 1:
+            since_pause = 0
+            await asyncio.sleep(0)
+    return result
 
 
 async def _encode(service: Service, body: CompletionRequest, prompt: str | list[int]) -> Prompt:
@@ -92,7 +113,7 @@ async def _encode(service: Service, body: CompletionRequest, prompt: str | list[
         token_ids = await service.encode(
             prompt, "prompt", add_special_tokens=body.add_special_tokens is not False
         )
-        encoded = Prompt(token_ids, prompt)
+        encoded = Prompt(token_ids, prompt, spelled=True)
     else:
         encoded = Prompt(prompt)
     service.check_prompt(encoded.token_ids, "prompt")
@@ -181,8 +202,9 @@ class CompletionWriter:
         prompt = self._prompts[answer.choice.prompt_index]
         text, token_ids, entries = answer.text, answer.token_ids, list(answer.logprobs)
         finish_reason, offsets = answer.finish_reason, answer.offsets
+        stop_reason = answer.stop_reason
         if self._drops_token:
-            text, token_ids, entries, offsets = "", [], [], []
+            text, token_ids, entries, offsets, stop_reason = "", [], [], [], None
             finish_reason = "length" if finish_reason else None
         offsets = [len(prompt.echo) + offset for offset in offsets]
         shown: list[Any] = list(entries)
@@ -191,7 +213,12 @@ class CompletionWriter:
             if self._body.logprobs is not None and answer.prompt_logprobs is not None:
                 token_ids = prompt.token_ids + token_ids
                 shown = [*answer.prompt_logprobs, *entries]
-                offsets = prompt_offsets(self._pieces, prompt.token_ids) + offsets
+                offsets = (
+                    prompt_offsets(
+                        self._pieces, prompt.token_ids, prompt.echo if prompt.spelled else ""
+                    )
+                    + offsets
+                )
         choice: dict[str, Any] = {
             "index": answer.choice.index,
             "text": text,
@@ -199,7 +226,7 @@ class CompletionWriter:
             if self._body.logprobs is None
             else completion_logprobs(self._pieces, shown, token_ids, offsets),
             "finish_reason": finish_reason,
-            "stop_reason": answer.stop_reason,
+            "stop_reason": stop_reason,
         }
         if self._body.prompt_logprobs is not None and with_prompt:
             choice["prompt_logprobs"] = prompt_logprobs(self._pieces, answer.prompt_logprobs)

@@ -31,6 +31,8 @@ class Lifecycle:
         self._step_limit_seconds = step_limit_seconds
         self._last_beat: float | None = None
         self._step_started: float | None = None
+        self._steps_done = -1
+        self._last_progress: float | None = None  # a step ended, or there was no work
 
     def loaded(self, now: float) -> None:
         """The engine made its first step. A drain that began meanwhile goes on."""
@@ -48,9 +50,12 @@ class Lifecycle:
         self.state, self.failure = "failed", message
 
     def beat(self, message: Heartbeat, now: float) -> None:
-        """The engine's process lives; `step_started` says whether a step hangs."""
+        """The engine's process lives; whether it also works is for `health` to judge."""
         self._last_beat = now
         self._step_started = message.step_started
+        if not message.has_work or message.steps_done != self._steps_done:
+            self._steps_done = message.steps_done
+            self._last_progress = now
 
     def admit(self) -> None:
         """Raise unless new work is welcome."""
@@ -83,4 +88,7 @@ class Lifecycle:
             return f"the engine has been silent for {silent:.0f} s"
         if self._step_started is not None and now - self._step_started > self._step_limit_seconds:
             return f"a step of the engine has been running for {now - self._step_started:.0f} s"
+        if self._last_progress is not None and now - self._last_progress > self._step_limit_seconds:
+            idle = now - self._last_progress
+            return f"the engine has work and has ended no step for {idle:.0f} s"
         return None

@@ -79,8 +79,11 @@ def prompt_logprobs(
     return result
 
 
-def prompt_offsets(pieces: Pieces, token_ids: Sequence[int]) -> list[int]:
-    """Where each of a prompt's tokens begins in its text, in characters."""
+def prompt_offsets(pieces: Pieces, token_ids: Sequence[int], text: str = "") -> list[int]:
+    """Where each of a prompt's tokens begins in its text, in characters.
+
+    `text` is what the client wrote, if it wrote text: special tokens count where it spells them.
+    """
     kind = WindowDetokenizer if pieces.kind == "opaque" else PieceDetokenizer
     detokenizer = kind(pieces, [], True)
     offsets: list[int] = []
@@ -88,6 +91,9 @@ def prompt_offsets(pieces: Pieces, token_ids: Sequence[int]) -> list[int]:
     for token_id in token_ids:
         offsets.append(end)
         end += len(detokenizer.push(token_id))
+        if text and token_id in pieces.special:
+            spelled = pieces.text(token_id)
+            end += len(spelled) if text.startswith(spelled, end) else 0
     return offsets
 
 

@@ -11,12 +11,10 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from octavo_server.api.limits import MAX_LIST, MAX_MESSAGES, MAX_SEQUENCES, check_multiplied
 from octavo_server.errors import InvalidRequest
 from octavo_server.sampling_params import SamplingParams
 
-MAX_SEQUENCES = 2048  # of one request: prompts times n
-MAX_LIST = 1024  # entries of stop, stop_token_ids, logit_bias
-MAX_MESSAGES = 16_384  # validating more would hold up the event loop
 MAX_STOP_CHARACTERS = 1024  # of one stop string; what it may become is searched with each token
 
 
@@ -183,9 +181,13 @@ def parse_prompts(prompt: object, n: int, max_model_len: int) -> list[str | list
                 f" {n}",
                 "prompt",
             )
+        given = 0
         for ids in prompt if several else [prompt]:
-            if isinstance(ids, list) and len(ids) >= max_model_len:
-                raise too_long(len(ids), max_model_len, "prompt")
+            if isinstance(ids, list):
+                if len(ids) >= max_model_len:
+                    raise too_long(len(ids), max_model_len, "prompt")
+                given += len(ids)
+        check_multiplied(given, n, max_model_len)
         if _is_ids(prompt):
             return [prompt]
         if all(isinstance(item, str) for item in prompt):
@@ -215,7 +217,10 @@ def message_dicts(messages: list[ChatMessage]) -> list[dict[str, Any]]:
         raise InvalidRequest("messages must hold at least one message", "messages")
     result: list[dict[str, Any]] = []
     for index, message in enumerate(messages):
-        fields = message.model_dump(exclude_none=True)
+        # Not model_dump: it would copy whatever a client put below unknown fields.
+        extra = message.model_extra or {}
+        fields = {name: value for name, value in extra.items() if value is not None}
+        fields["role"] = message.role
         fields["content"] = _content_text(message.content, f"messages.{index}.content")
         result.append(fields)
     return result
@@ -235,4 +240,4 @@ def _content_text(content: str | list[dict[str, Any]] | None, param: str) -> str
 
 
 def _is_ids(items: list[Any]) -> bool:
-    return bool(items) and all(type(item) is int for item in items)
+    return set(map(type, items)) == {int}

@@ -30,6 +30,10 @@ logger = logging.getLogger(__name__)
 
 SEED_LIMIT = 2**63
 
+# Starting a sequence takes about as long as sending this many tokens of a prompt.
+_SEQUENCE_TOKENS = 2048
+_PAUSE_TOKENS = 32_768  # a few ms of work, after which others have their turn
+
 
 def new_id(prefix: str) -> str:
     """An id that no other request of any server has: 96 random bits without a system call."""
@@ -83,7 +87,7 @@ class Group:
         self.open = 0  # sequences without an end
         self._streaming = streaming
         self._deltas: list[tuple[Choice, Delta]] = []
-        self._error: BaseException | None = None
+        self.error: BaseException | None = None
         self._waiter: asyncio.Future[None] | None = None
 
     async def next(self) -> list[tuple[Choice, Delta]]:
@@ -92,11 +96,11 @@ class Group:
         A group that does not stream waits until all its sequences ended. Raises what ended it:
         `EngineDead`, `ClientGone` or the error of one sequence.
         """
-        while self._error is None and not self._has_news():
+        while self.error is None and not self._has_news():
             self._waiter = asyncio.get_running_loop().create_future()
             await self._waiter
-        if self._error is not None:
-            raise self._error
+        if self.error is not None:
+            raise self.error
         deltas, self._deltas = self._deltas, []
         return deltas
 
@@ -113,8 +117,8 @@ class Group:
 
     def fail(self, error: BaseException) -> None:
         """End the group; the first error stands."""
-        if self._error is None:
-            self._error = error
+        if self.error is None:
+            self.error = error
             self._wake()
 
     def _wake(self) -> None:
@@ -136,7 +140,7 @@ class LiveRequests:
         """Sequences that the engine holds for us."""
         return len(self._choices)
 
-    def submit(
+    async def submit(
         self,
         tokenizer: PreTrainedTokenizerBase,
         prompts: Sequence[Sequence[int]],
@@ -148,19 +152,33 @@ class LiveRequests:
     ) -> Group:
         """Start `params[i].n` sequences for each prompt i; everything was validated before.
 
-        Choice indices count through the prompts: prompt 0's n sequences come first. Raises what
-        `fail_all` was given, if that came while the request was prepared.
+        Choice indices count through the prompts: prompt 0's n sequences come first. Others have
+        their turn between batches. Raises what `fail_all` was given, if that came meanwhile.
         """
-        if self._closed is not None:
-            raise self._closed
         group = Group(request_id, arrival, streaming=streaming)
-        for prompt_index, (prompt, asked) in enumerate(zip(prompts, params, strict=True)):
-            self._metrics.request_n.observe(asked.n)
-            seed = random.getrandbits(63) if asked.seed is None else asked.seed
-            token_ids = list(prompt)
-            for child in range(asked.n):
-                self._start(group, tokenizer, token_ids, prompt_index, child, asked, seed)
+        self._check_open(group)
+        since_pause = 0
+        try:
+            for prompt_index, (prompt, asked) in enumerate(zip(prompts, params, strict=True)):
+                self._metrics.request_n.observe(asked.n)
+                seed = random.getrandbits(63) if asked.seed is None else asked.seed
+                token_ids = list(prompt)
+                for child in range(asked.n):
+                    if since_pause > _PAUSE_TOKENS:
+                        since_pause = 0
+                        await asyncio.sleep(0)
+                        self._check_open(group)
+                    self._start(group, tokenizer, token_ids, prompt_index, child, asked, seed)
+                    since_pause += len(token_ids) + _SEQUENCE_TOKENS
+        except BaseException:
+            self.cancel(group)
+            raise
         return group
+
+    def _check_open(self, group: Group) -> None:
+        error = self._closed or group.error
+        if error is not None:
+            raise error
 
     def _start(
         self,

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import logging
-import signal
 import socket
 import sys
 import threading
@@ -20,6 +19,7 @@ from octavo_server.api.app import create_app
 from octavo_server.api.errors import Unavailable
 from octavo_server.api.service import Service
 from octavo_server.api.settings import ServeSettings
+from octavo_server.api.signals import STOP_SIGNALS, EarlySignals
 from octavo_server.api.termination import write_termination
 from octavo_server.config import EngineConfig
 from octavo_server.engine.messages import Failed, ToEngine
@@ -31,8 +31,11 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
-# How long the last responses may take to be read, once nothing runs any more.
+# How long the last responses may take to be read, once nothing runs any more; after SIGTERM, this
+# part of --shutdown-timeout if that is less.
 _FLUSH_SECONDS = 5
+_FLUSH_PART = 0.1
+_HURRY_SECONDS = 0.5  # to write what can be written at once, after a second signal
 _STOP_SECONDS = 5  # for the engine to leave by itself
 
 
@@ -48,8 +51,16 @@ class Run:
     """Loads, serves, drains. `execute` returns the exit code."""
 
     def __init__(
-        self, config: EngineConfig, settings: ServeSettings, listener: socket.socket, log_level: str
+        self,
+        config: EngineConfig,
+        settings: ServeSettings,
+        listener: socket.socket,
+        log_level: str,
+        early: EarlySignals,
     ) -> None:
+        self._early = early
+        self._hurry = asyncio.Event()
+        self._flush_seconds = float(_FLUSH_SECONDS)
         self._config = config
         self._settings = settings
         self._listener = listener
@@ -81,8 +92,11 @@ class Run:
 
     async def execute(self) -> int:
         loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT):
+        for number in STOP_SIGNALS:
             loop.add_signal_handler(number, self._on_signal)
+        for _ in range(self._early.count):
+            self._on_signal()
+        logging.getLogger("uvicorn.error").addFilter(_is_no_cancellation)
         http = asyncio.create_task(self._http.serve(sockets=[self._listener]), name="http")
         stop = asyncio.create_task(self._stop.wait(), name="stop")
         load = asyncio.create_task(self._load(), name="load")
@@ -95,11 +109,28 @@ class Run:
         finally:
             load.cancel()
             stop.cancel()
-            self._http.should_exit = True
-            await asyncio.wait([http], timeout=_FLUSH_SECONDS + 1)
-            if self._engine is not None:
-                # One that still loads would not listen: it is killed at once.
-                await self._engine.stop(_STOP_SECONDS if self._loaded else 0)
+            await self._close(http)
+
+    async def _close(self, http: asyncio.Task[None]) -> None:
+        self._http.should_exit = True
+        hurry = asyncio.create_task(self._hurry.wait(), name="hurry")
+        ends: set[asyncio.Future[Any]] = {http, hurry}
+        await asyncio.wait(ends, timeout=self._flush_seconds, return_when=asyncio.FIRST_COMPLETED)
+        # Whoever has not read by now will not: uvicorn would wait for each of them.
+        self._http.force_exit = True
+        await asyncio.wait([http], timeout=_HURRY_SECONDS)
+        if self._engine is not None:
+            # One that still loads would not listen: it is killed at once.
+            patient = self._loaded and not self._hurry.is_set()
+            leave = asyncio.create_task(self._engine.stop(_STOP_SECONDS if patient else 0))
+            await asyncio.wait({leave, hurry}, return_when=asyncio.FIRST_COMPLETED)
+            if not leave.done():
+                leave.cancel()
+                await asyncio.wait([leave])
+                await self._engine.stop(0)
+            else:
+                leave.result()
+        hurry.cancel()
 
     def progress(self, text: str) -> None:
         """One line for people."""
@@ -169,6 +200,7 @@ class Run:
             self._stop.set()
         else:
             self._end_all()
+            self._hurry.set()
 
     async def _drain(self) -> None:
         """Until nothing runs, the time is over, a second signal came, or the engine failed."""
@@ -176,14 +208,16 @@ class Run:
         lifecycle.drain()
         if lifecycle.active:
             self.progress(f"shutting down: {lifecycle.active} requests are still being answered")
+        seconds = self._settings.shutdown_timeout_seconds
+        self._flush_seconds = min(_FLUSH_SECONDS, seconds * _FLUSH_PART)
         idle = asyncio.create_task(lifecycle.idle.wait(), name="idle")
-        ends: set[asyncio.Future[Any]] = {idle, self._failed}
+        hurry = asyncio.create_task(self._hurry.wait(), name="hurry")
+        ends: set[asyncio.Future[Any]] = {idle, hurry, self._failed}
         await asyncio.wait(
-            ends,
-            timeout=self._settings.shutdown_timeout_seconds,
-            return_when=asyncio.FIRST_COMPLETED,
+            ends, timeout=seconds - self._flush_seconds, return_when=asyncio.FIRST_COMPLETED
         )
         idle.cancel()
+        hurry.cancel()
         self._end_all()
 
     def _end_all(self) -> None:
@@ -198,6 +232,11 @@ class Run:
         write_termination(failed.reason, failed.message)
         print(f"error: {failed.message}", file=sys.stderr, flush=True)
         return failed.exit_code or 1
+
+
+def _is_no_cancellation(record: logging.LogRecord) -> bool:
+    """A filter: answers that end with the server are no errors of it, and need no traceback."""
+    return not (record.exc_info and isinstance(record.exc_info[1], asyncio.CancelledError))
 
 
 async def in_daemon_thread(work: Callable[[], T]) -> T:

@@ -5,14 +5,16 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import re
 import socket
 import sys
-from pathlib import Path
 from typing import Any
 
 import click
 
+from octavo_server.api.chat_template import read_chat_template
 from octavo_server.api.settings import MIB, ServeSettings
+from octavo_server.api.signals import EarlySignals
 from octavo_server.api.sizes import Size
 from octavo_server.api.termination import write_termination
 from octavo_server.api.without_torch import hide_torch
@@ -118,6 +120,8 @@ def serve(model: str | None, flags: dict[str, Any]) -> int:
         raise InvalidSettings("name a model: octavo serve MODEL")
     config = engine_config(model, flags)
     settings = serve_settings(model, flags)
+    early = EarlySignals()
+    early.install()
     listener = listen(flags["host"], flags["port"])
     hide_torch()
     logging.basicConfig(
@@ -130,7 +134,8 @@ def serve(model: str | None, flags: dict[str, Any]) -> int:
         # Imported here, in sight of the open socket: FastAPI takes most of a second.
         from octavo_server.api.run import Run
 
-        return await Run(config, settings, listener, flags["uvicorn_log_level"]).execute()
+        level = flags["uvicorn_log_level"]
+        return await Run(config, settings, listener, level, early).execute()
 
     with asyncio.Runner(loop_factory=_loop_factory()) as runner:
         return runner.run(run())
@@ -156,6 +161,12 @@ def serve_settings(model: str, flags: dict[str, Any]) -> ServeSettings:
         for name in given.split(",")
         if name.strip()
     ]
+    prefix = flags["metrics_prefix"]
+    if not re.fullmatch(r"([a-zA-Z_:][a-zA-Z0-9_:]*)?", prefix):
+        raise InvalidSettings(
+            "--metrics-prefix must be letters, digits, _ and :, beginning with no digit, not"
+            f" {prefix!r}"
+        )
     keys = [key for key in (*flags["api_key"], os.environ.get("OCTAVO_API_KEY", "")) if key]
     return ServeSettings(
         served_model_names=tuple(names or [model]),
@@ -163,8 +174,8 @@ def serve_settings(model: str, flags: dict[str, Any]) -> ServeSettings:
         max_body_bytes=flags["max_body_bytes"],
         shutdown_timeout_seconds=flags["shutdown_timeout"],
         step_limit_seconds=flags["step_timeout"],
-        metrics_prefix=flags["metrics_prefix"],
-        chat_template=_chat_template(flags["chat_template"]),
+        metrics_prefix=prefix,
+        chat_template=read_chat_template(flags["chat_template"]),
         api_keys=tuple(keys),
     )
 
@@ -172,11 +183,18 @@ def serve_settings(model: str, flags: dict[str, Any]) -> ServeSettings:
 def listen(host: str, port: int) -> socket.socket:
     """An open, listening socket; `StartupError` with one clear sentence if there can be none."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    listener = socket.socket(family, socket.SOCK_STREAM)
+    # asyncio turns Nagle's algorithm off only where the protocol is named.
+    listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     try:
         listener.bind((host, port))
         listener.listen(_BACKLOG)
+    except (socket.gaierror, UnicodeError) as error:
+        listener.close()
+        raise StartupError(
+            f"cannot listen on {host!r}: not an address or name of this machine"
+        ) from error
     except OSError as error:
         listener.close()
         raise StartupError(
@@ -184,15 +202,6 @@ def listen(host: str, port: int) -> socket.socket:
         ) from error
     listener.setblocking(False)
     return listener
-
-
-def _chat_template(given: str | None) -> str | None:
-    if given is None or "{" in given:
-        return given
-    try:
-        return Path(given).read_text(encoding="utf-8")
-    except OSError as error:
-        raise InvalidSettings(f"--chat-template {given}: {error.strerror}") from error
 
 
 def _loop_factory() -> Any:

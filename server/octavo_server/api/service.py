@@ -16,6 +16,7 @@ from starlette.requests import Request
 
 from octavo_server.api.errors import BodyTooLarge, ClientGone, Unavailable, UnknownModel
 from octavo_server.api.lifecycle import Lifecycle
+from octavo_server.api.limits import check_lengths, check_raw
 from octavo_server.api.metrics import Metrics
 from octavo_server.api.protocol import too_long
 from octavo_server.api.requests import LiveRequests
@@ -42,6 +43,10 @@ Body = TypeVar("Body", bound=BaseModel)
 
 # Where a tokenizer's longest token is not known to bound a text's length.
 _OPAQUE_CHARACTERS_PER_TOKEN = 1000
+
+_MAX_UNKNOWN_FIELDS = 100  # after so many names no more are logged
+_UNKNOWN_FIELDS_LOGGED = 20  # of one request
+_UNKNOWN_CHARACTERS = 50  # of one name
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,18 +162,25 @@ class Service:
             raise Unavailable("the model is still loading: try again soon")
         return self._model
 
+    @property
+    def max_logprobs(self) -> int:
+        """The most alternatives a request may ask for; no model has more than its vocabulary."""
+        return min(self.settings.max_logprobs, self.model.vocab_size)
+
     async def read(self, request: Request, kind: type[Body], *, defaults: bool = False) -> Body:
         """The request's body as a `kind`. Raises `InvalidRequest`, `BodyTooLarge`, ValidationError.
 
         With `defaults`, fields that the body left out get the model's.
         """
         raw = await read_body(request, self.settings.max_body_bytes)
+        check_raw(raw)
         try:
             fields = orjson.loads(raw)
         except orjson.JSONDecodeError as error:
             raise InvalidRequest(f"the body is not valid JSON: {error}") from error
         if not isinstance(fields, dict):
             raise InvalidRequest("the body must be a JSON object")
+        check_lengths(fields, self.model.max_model_len)
         if defaults:
             fields = apply_defaults(fields, self.model.defaults)
         body = kind.model_validate(fields)
@@ -218,11 +230,16 @@ class Service:
         )
 
     def _log_unknown(self, body: BaseModel) -> None:
-        new = set(body.model_extra or ()) - self._unknown_fields
-        # NOTE: bounded, as clients choose the names.
-        if new and len(self._unknown_fields) < 100:
-            self._unknown_fields |= new
-            logger.warning("ignored fields of requests, named once: %s", ", ".join(sorted(new)))
+        # NOTE: bounded in number and length, and quoted, as clients choose the names.
+        if not body.model_extra or len(self._unknown_fields) >= _MAX_UNKNOWN_FIELDS:
+            return
+        names = (ascii(name[:_UNKNOWN_CHARACTERS]) for name in body.model_extra)
+        new = dict.fromkeys(name for name in names if name not in self._unknown_fields)
+        if new:
+            shown = list(new)[:_UNKNOWN_FIELDS_LOGGED]
+            self._unknown_fields.update(shown)
+            more = f" and {len(new) - len(shown)} more" if len(new) > len(shown) else ""
+            logger.warning("ignored fields of requests, named once: %s%s", ", ".join(shown), more)
 
 
 async def read_body(request: Request, limit_bytes: int) -> bytes:

@@ -68,6 +68,7 @@ class Run:
         sandbox: Sandbox | None = None,
         resolver: Resolver | None = None,
         backoff_seconds: float = 0.2,
+        scratch_folder: Path | None = None,
     ) -> None:
         self.pod = pod
         self.statuses: list[dict[str, Any]] = []
@@ -83,6 +84,7 @@ class Run:
             log_folder=self.log_folder,
             backoff_seconds=backoff_seconds,
             retry_seconds=0.1,
+            scratch_folder=scratch_folder,
         )
 
     async def __aenter__(self) -> Run:

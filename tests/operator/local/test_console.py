@@ -95,3 +95,16 @@ def test_logs_are_followed_by_line(tmp_path: Path) -> None:
     (tmp_path / "main" / "9.log").write_text("nine\n")
     assert follower.lines() == ["two", "nine", "ten"]
     assert follower.lines(final=True) == ["three"]
+
+
+def test_other_files_and_runs_of_before_are_not_shown(tmp_path: Path) -> None:
+    folder = tmp_path / "main"
+    folder.mkdir()
+    (folder / "0.log").write_text("of yesterday\n")
+    (folder / "1.log").write_text("of yesterday\n")
+    (folder / "old.log").write_text("not ours\n")
+    follower = LogFollower(tmp_path)
+    assert follower.lines() == []
+    assert [each.name for each in folder.iterdir()] == ["old.log"]
+    (folder / "0.log").write_text("of today\n")
+    assert follower.lines() == ["of today"]

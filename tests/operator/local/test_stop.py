@@ -9,6 +9,7 @@ import textwrap
 import time
 from pathlib import Path
 
+import pytest
 from tests.operator.local.pods import SERVER, Run, container, make_pod, python
 from tests.operator.local.test_probes import free_port
 
@@ -170,3 +171,28 @@ def test_no_orphans_when_the_runner_is_killed(tmp_path: Path) -> None:
     while any(alive(pid) for pid in family):
         assert time.monotonic() < deadline, "a container outlived its runner"
         time.sleep(0.02)
+
+
+async def test_a_stop_that_goes_wrong_kills(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def fail(*_: object) -> bool:
+        raise RuntimeError("no clock")
+
+    monkeypatch.setattr("octavo_operator.local.process.Process.wait_for", fail)
+    async with Run(make_pod(container(STUBBORN)), tmp_path) as run:
+        await run.until(lambda: run.log() == "up\n")
+        await asyncio.wait_for(run.runner.stop(60), 8)
+    told = ("Warning", "FailedKillPod", "stopping failed: RuntimeError: no clock")
+    assert told in run.events
+    assert run.main["state"]["terminated"]["exitCode"] == 137
+
+
+async def test_scratch_files_lie_where_they_should(tmp_path: Path) -> None:
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    pod = make_pod(container(python("import time; time.sleep(60)")))
+    async with Run(pod, tmp_path, scratch_folder=scratch) as run:
+        await run.until(lambda: run.condition("Ready") == "True")
+        assert len(list(scratch.glob("octavo-pod-*"))) == 1
+    assert not list(scratch.iterdir())

@@ -2,11 +2,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 from tests.operator.local.pods import container, make_pod
 
 from octavo_operator.local.supported import unapplied_fields, unsupported_fields
 from octavo_operator.local.workloads import plan
+from octavo_operator.manifests import read_documents
 
 # As the API server completes a pod that has none of this, ServiceAccount admission included.
 DEFAULTED = make_pod(
@@ -67,7 +67,7 @@ def test_what_the_api_server_adds_is_accepted() -> None:
 
 @pytest.mark.parametrize("file", sorted(Path("examples").glob("*.yaml")), ids=lambda f: f.name)
 def test_what_the_operator_renders_is_accepted(file: Path) -> None:
-    pods = plan(yaml.safe_load_all(file.read_text()), None).pods
+    pods = plan(read_documents([str(file)]), None).pods
     assert pods
     assert [unsupported_fields(pod, ["model"]) for pod in pods] == [[]] * len(pods)
 
@@ -125,3 +125,5 @@ def test_a_provided_volume_is_accepted() -> None:
 def test_what_has_no_effect_is_told() -> None:
     pod = make_pod(container(["x"], resources={"limits": {"cpu": 1}}), securityContext={"a": 1})
     assert unapplied_fields(pod) == ["spec.securityContext", "spec.containers[0].resources"]
+    pod = make_pod(container(["x"]), volumes=[{"name": "v", "emptyDir": {"sizeLimit": "1Gi"}}])
+    assert unapplied_fields(pod) == ["spec.volumes[0].emptyDir.sizeLimit"]

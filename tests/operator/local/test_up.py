@@ -254,3 +254,46 @@ def test_replicas_override(tmp_path: Path) -> None:
     file.write_text(json.dumps(deployment(container(["x"]))))
     pods = read_workloads([str(file)], 3).pods
     assert [pod["metadata"]["name"] for pod in pods] == ["toy-0", "toy-1", "toy-2"]
+
+
+@pytest.mark.parametrize("last", [None, b"POD", b"| 0"])
+def test_a_reader_that_leaves_ends_it(tmp_path: Path, last: bytes | None) -> None:
+    """`octavo up | head -1`: the pods end, and nothing is printed but what head took."""
+    file = tmp_path / "x.yaml"
+    loop = "import time\nfor n in range(999): print(n); time.sleep(0.05)"
+    file.write_text(json.dumps(deployment(container(python(loop)))))
+    start = "from octavo_operator.local.up import command; command()"
+    with subprocess.Popen(
+        [sys.executable, "-c", start, "-f", str(file)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+        cwd=ROOT,
+    ) as process:
+        assert process.stdout is not None and process.stderr is not None
+        while last is not None and last not in process.stdout.readline():
+            pass
+        process.stdout.close()
+        try:
+            assert process.wait(15) == 1
+        finally:
+            process.kill()
+        assert process.stderr.read() == b""
+
+
+def test_a_log_folder_that_cannot_be(tmp_path: Path) -> None:
+    file = tmp_path / "x.yaml"
+    file.write_text(json.dumps(deployment(container(["x"]))))
+    result = CliRunner().invoke(command, ["-f", str(file), "--log-folder", str(file / "logs")])
+    assert result.exit_code == 1
+    assert result.output.startswith("Error: cannot write to --log-folder ")
+
+
+def test_logs_of_a_run_before_are_replaced(up: Any, tmp_path: Path) -> None:
+    folder = tmp_path / "logs" / "toy-0" / "main"
+    folder.mkdir(parents=True)
+    (folder / "0.log").write_text("of yesterday\n")
+    says = container(python("import time; print('of today'); time.sleep(9)"))
+    run = up(deployment(says), f"--log-folder={tmp_path / 'logs'}")
+    run.until(r"\| of today$")
+    assert "yesterday" not in run.text + (folder / "0.log").read_text()

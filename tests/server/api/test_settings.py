@@ -109,3 +109,34 @@ def test_termination_message(tmp_path, monkeypatch):
         assert json.loads(line)["message"].endswith("...")
     monkeypatch.setenv("OCTAVO_TERMINATION_LOG", "/no/such/folder/log")
     write_termination("ModelNotFound", "ignored")
+
+
+def test_a_chat_template_that_is_no_jinja(monkeypatch, tmp_path):
+    path = tmp_path / "t.jinja"
+    path.write_text("fine\n{% for x in y %}\n{{ x")
+    with pytest.raises(InvalidSettings, match=r"t\.jinja: line 3: ") as caught:
+        run(monkeypatch, "m", "--chat-template", str(path))
+    assert "\n" not in str(caught.value)
+    with pytest.raises(InvalidSettings, match="--chat-template: line 1: "):
+        run(monkeypatch, "m", "--chat-template", "{% if %}")
+    path.write_bytes(b"\xff\xfe")
+    with pytest.raises(InvalidSettings, match="UTF-8"):
+        run(monkeypatch, "m", "--chat-template", str(path))
+
+
+def test_a_chat_template_with_the_tags_of_transformers(monkeypatch):
+    text = "{% for m in ms %}{% generation %}{{ m }}{% endgeneration %}{% break %}{% endfor %}"
+    assert run(monkeypatch, "m", "--chat-template", text)[1].chat_template == text
+
+
+@pytest.mark.parametrize("prefix", ["1a", "a-b", "a b", "a\n"])
+def test_a_prefix_that_no_metric_can_have(monkeypatch, prefix):
+    with pytest.raises(InvalidSettings, match="--metrics-prefix"):
+        run(monkeypatch, "m", "--metrics-prefix", prefix)
+    assert run(monkeypatch, "m", "--metrics-prefix", "")[1].metrics_prefix == ""
+
+
+@pytest.mark.parametrize("host", ["no-such-host.invalid", "a" * 70 + ".b", "1:2:z", "a..b"])
+def test_a_host_that_does_not_resolve(host):
+    with pytest.raises(StartupError, match=r"cannot listen on .*not an address or name"):
+        serve.listen(host, 0)
