@@ -14,7 +14,8 @@ from tests.server.api.fake_engine import MAX_MODEL_LEN, serving
 
 from octavo_server.engine.messages import ToEngine
 
-LONGEST_STALL_SECONDS = 0.5
+# Generous, as a crowded machine is slow: unbounded, these bodies stalled everybody for up to 12 s.
+LONGEST_STALL_SECONDS = 2.5
 
 
 def worst_latency(server, path: str, body: bytes) -> tuple[int, float]:
