@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -13,6 +12,7 @@ from octavo_server.errors import CorruptModel, InvalidRequest, InvalidSettings
 from octavo_server.loading.damage import damage_in
 from octavo_server.loading.gguf_config import gguf_model_config
 from octavo_server.loading.gguf_file import read_gguf
+from octavo_server.loading.json_file import read_json
 from octavo_server.loading.source import ModelSource
 from octavo_server.model_config import ModelConfig, parse_config
 from octavo_server.sampling_params import SamplingParams
@@ -78,19 +78,6 @@ def _read_defaults(source: ModelSource, generation_config: str) -> GenerationDef
     given = read_json(folder / "generation_config.json")
     ids = own.known(_ids(given.get("eos_token_id"))) or own.known(own.eos_token_ids)
     return _defaults(given, ids)
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object, or CorruptModel naming the file."""
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise CorruptModel(f"{path.parent} has no {path.name}") from None
-    except (ValueError, OSError, RecursionError) as error:
-        raise CorruptModel(f"{path} cannot be read as JSON ({error})") from error
-    if not isinstance(found, dict):
-        raise CorruptModel(f"{path} does not hold a JSON object")
-    return found
 
 
 @dataclass(frozen=True, slots=True)

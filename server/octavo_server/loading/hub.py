@@ -17,7 +17,7 @@ from octavo_server.errors import (
     StartupError,
     UnsupportedModel,
 )
-from octavo_server.loading.describe import read_json
+from octavo_server.loading.json_file import read_json
 from octavo_server.loading.safetensors import INDEX, index_names, weight_files
 from octavo_server.model_config import parse_config
 

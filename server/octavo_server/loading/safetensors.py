@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from octavo_server.errors import CorruptModel, UnsupportedModel
 from octavo_server.loading.checkpoint import StoredTensor
 from octavo_server.loading.damage import damage_in
-from octavo_server.loading.describe import read_json
+from octavo_server.loading.json_file import read_json
 
 if TYPE_CHECKING:
     from torch import Tensor
