@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import socket
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -111,6 +112,9 @@ async def run(
     async with contextlib.AsyncExitStack() as stack:
         kube = await stack.enter_async_context(Kube(configuration))
         await check_served(kube, namespaces)
+        check_port(liveness_port)
+        where = ", ".join(namespaces) or "all namespaces"
+        log.info("serving %s of %s; default image %s", where, configuration.host, image)
         queue = Queue()
         registry = kopf.OperatorRegistry()
         settings = kopf.OperatorSettings()
@@ -162,6 +166,18 @@ async def check_served(kube: Kube, namespaces: tuple[str, ...]) -> None:
         raise click.ClickException(f"cannot list {names.PLURAL}: {error}") from None
     except KubeUnreachable as error:
         raise click.ClickException(str(error)) from None
+
+
+def check_port(port: int) -> None:
+    """ClickException if /healthz could not listen there; 0 means that it does not listen."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("0.0.0.0", port))
+        except OSError as error:
+            raise click.ClickException(
+                f"cannot listen on port {port} ({error.strerror}): pass another --liveness-port"
+            ) from None
 
 
 def one_line(record: logging.LogRecord) -> bool:

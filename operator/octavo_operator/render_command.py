@@ -16,6 +16,7 @@ from octavo_operator.spec import InvalidSpec
 @click.option(
     "-f",
     "--filename",
+    "--file",
     "files",
     multiple=True,
     required=True,

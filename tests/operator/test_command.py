@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import socket
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import yaml
+from click import ClickException
 from click.testing import CliRunner
 from tests.operator.services import EXAMPLES, ROOT
 
+from octavo_operator.main import check_port
 from octavo_operator.main import command as operator_command
 from octavo_operator.manifests import read_services
 from octavo_operator.render import render
@@ -102,3 +105,16 @@ assert set(heavy) <= allowed, heavy
         check=False,
     )
     assert done.returncode == 0, done.stderr
+
+
+def test_a_busy_liveness_port_is_one_line() -> None:
+    with socket.socket() as holder:
+        holder.bind(("0.0.0.0", 0))
+        holder.listen()
+        port = holder.getsockname()[1]
+        with pytest.raises(
+            ClickException, match=rf"cannot listen on port {port} .*--liveness-port"
+        ):
+            check_port(port)
+    check_port(port)
+    check_port(0)

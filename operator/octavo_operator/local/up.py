@@ -208,6 +208,7 @@ def refuse_taken_port(host: str, port: int) -> None:
 @click.command("up")
 @click.option(
     "-f",
+    "--filename",
     "--file",
     "files",
     multiple=True,
