@@ -6,6 +6,7 @@ set TRITON_INTERPRET=1 before importing anything from this package to interpret 
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -18,7 +19,8 @@ try:
     # Row counts and windows change between launches: a value of 1 or a multiple of 16 is no reason
     # to compile again. Names that a kernel does not have are ignored.
     def jit(fn: Callable[..., Any]) -> Any:
-        volatile = [name for name in ("seqs", "window") if name in inspect.signature(fn).parameters]
+        names = inspect.signature(fn).parameters
+        volatile = [name for name in ("seqs", "window", "seq_cap", "token_cap") if name in names]
         return triton.jit(fn, do_not_specialize=volatile)
 
     HAS_TRITON = True
@@ -31,6 +33,37 @@ except ModuleNotFoundError:  # CPU-only installations
 
     def jit(fn: Callable[..., Any]) -> Any:
         return fn
+
+
+if HAS_TRITON and not INTERPRETED:
+    from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
+else:
+
+    @jit
+    def gdc_wait() -> None:
+        """Never reached: `PDL` is False wherever this stands in."""
+
+    gdc_launch_dependents = gdc_wait
+
+
+@functools.cache
+def launch_options(device_index: int | None) -> dict[str, bool]:
+    """Keyword arguments that make a kernel's launch overlap its predecessor's end.
+
+    Programmatic dependent launch (CUDA guide, sm_90 on): the kernel may start before the one in
+    front of it has ended, and waits for its writes with `gdc_wait`. PDL is the kernel's own
+    tl.constexpr. None: not a CUDA device.
+
+    NOTE: every program of a kernel launched so calls gdc_wait, also one that finds no work: the
+    next kernel waits for this one only, and this one's end must mean that all before it ended.
+    """
+    if device_index is None or INTERPRETED:
+        return {"PDL": False}
+    import torch
+
+    if torch.cuda.get_device_capability(device_index)[0] < 9:
+        return {"PDL": False}
+    return {"PDL": True, "launch_pdl": True}
 
 
 def _let_interpreter_loop() -> None:

@@ -9,12 +9,16 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol
 
 from . import allocator
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from .step_inputs import StepBuffers
+
+ActivationName = Literal["silu_mul", "gelu"]
 
 
 class PrepareLinear(Protocol):
@@ -27,36 +31,102 @@ class Linear(Protocol):
         """`x [tokens, in] @ weight.T + bias -> [tokens, out]`; weight from `prepare_linear`."""
 
 
+class NormLinear(Protocol):
+    def __call__(
+        self,
+        residual: Tensor,
+        norm_weight: Tensor,
+        norm_bias: Tensor | None,
+        eps: float,
+        weight: Tensor,
+        bias: Tensor | None = None,
+    ) -> Tensor:
+        """`linear(norm(residual))`, `[tokens, out]` in weight's dtype.
+
+        residual float32 `[tokens, in]`, read only; the norm is `rms_norm` without a norm_bias and
+        `layer_norm` with one, rounded to the weight's dtype before the product. weight from
+        `prepare_linear`.
+        """
+
+
+class LinearAdd(Protocol):
+    def __call__(
+        self,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        residual: Tensor,
+        activation: ActivationName | None = None,
+    ) -> None:
+        """`residual += linear(activation(x))`, in place; residual float32 `[tokens, out]`.
+
+        x `[tokens, in]`; under "silu_mul" it is `[tokens, 2 * in]`. The activation's result is
+        rounded to x's dtype; the product is added in float32 (Triton) or rounded to x's dtype first
+        (CPU).
+        """
+
+
+class StepInputs(Protocol):
+    def __call__(
+        self,
+        packet: Tensor,
+        buffers: StepBuffers,
+        block_tables: Tensor,
+        state: SamplingRows,
+        *,
+        block_size: int,
+        seq_cap: int,
+        token_cap: int,
+    ) -> None:
+        """Write a step's inputs, described in `step_inputs`, from the host's packet.
+
+        packet int32; block_tables int32 `[max_rows + 1, max_blocks]` and `state` get the pages and
+        parameters that the packet brings; the last row is for padding. Buffers are padded up to
+        `seq_cap` sequences and samples and `token_cap` tokens.
+        """
+
+
+class AttentionBatch(NamedTuple):
+    """How one step's tokens lie in their sequences' pages; tensors on the model's device.
+
+    A CUDA graph is captured with upper bounds: everything that a replay may change is in the
+    tensors, and the integers only bound grids and scratch.
+    """
+
+    block_tables: Tensor  # int32 [table_rows, max_blocks], persistent; a sequence reads one row
+    rows: Tensor  # int32 [seqs]: each sequence's row of block_tables
+    query_starts: Tensor  # int32 [seqs + 1], cumulative
+    context_lens: Tensor  # int32 [seqs], tokens of the sequence including this step's
+    num_decodes: int  # at most so many sequences, the first ones, have exactly one query token
+    max_query_len: int  # bound; 1: the whole batch decodes, and token i belongs to sequence i
+    max_context_len: int  # bound
+
+
 class PagedAttention(Protocol):
     def __call__(
         self,
         query: Tensor,
         key_cache: Tensor,
         value_cache: Tensor,
-        block_tables: Tensor,
-        query_starts: Tensor,
-        context_lens: Tensor,
+        batch: AttentionBatch,
         *,
-        max_query_len: int,
-        max_context_len: int,
         scale: float,
         sliding_window: int = 0,
         out: Tensor | None = None,
     ) -> Tensor:
         """Causal attention of this step's tokens over their sequences' pages.
 
-        query `[tokens, heads, head_size]`; caches `[blocks, kv_heads, block_size, head_size]`, of
-        query's dtype; block_tables int32 `[seqs, max_blocks]`; query_starts int32 `[seqs + 1]`,
-        cumulative; context_lens int32 `[seqs]`, tokens of the sequence including this step's, whose
-        keys are in the cache already. Query token i of a sequence (counted from its start in this
-        step) sits at position `context_len - query_len + i` and sees keys at positions
+        query `[tokens, heads, head_size]`, a strided view of a fused qkv as a rule; caches
+        `[blocks, kv_heads, block_size, head_size]`, of query's dtype, already holding this step's
+        keys and values. Query token i of a sequence (counted from its start in this step) sits at
+        position `context_len - query_len + i` and sees keys at positions
         `(position - sliding_window, position]` (`sliding_window` 0: all before it).
-        `max_query_len` and `max_context_len` are upper bounds the host knows; launching never
-        synchronises. Pages and table entries past `context_len`, and pages wholly before a
-        sequence's window, may hold anything, NaN included. Sequences with no query token this step
-        (`query_len` 0) are legal, as is a padded tail of them; output rows that belong to no
-        sequence are left as they are.
-        Accumulates in float32; returns `[tokens, heads, head_size]` (`out` if given).
+        Launching never synchronises. Sequences of one query token and longer ones are told apart
+        on the device, by `query_starts`. Pages and table entries past `context_len`, and pages
+        wholly before a sequence's window, may hold anything, NaN included. Sequences with no query
+        token this step (`query_len` 0) are legal, as is a padded tail of them; output rows that
+        belong to no sequence are left as they are.
+        Accumulates in float32; returns contiguous `[tokens, heads, head_size]` (`out` if given).
         """
 
 
@@ -104,6 +174,41 @@ class Rotary(Protocol):
         """
 
 
+class RotaryCache(Protocol):
+    def __call__(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        key_cache: Tensor,
+        value_cache: Tensor,
+        slots: Tensor,
+        positions: Tensor,
+        cos_sin: Tensor,
+        query_norm: Tensor | None = None,
+        key_norm: Tensor | None = None,
+        eps: float = 0.0,
+    ) -> None:
+        """What lies between the qkv product and attention, in one pass over the tokens.
+
+        `rms_norm` of each query and key head (Qwen3; where the norms are given), rounded to their
+        dtype; `rotary` of both; then `cache_write`. query is overwritten in place; key is left
+        undefined: only its page counts. Arguments as in `RmsNorm`, `Rotary` and `CacheWrite`; the
+        three are strided views of one qkv.
+        """
+
+
+class Embed(Protocol):
+    def __call__(
+        self, token_ids: Tensor, table: Tensor, positions: Tensor, position_table: Tensor | None
+    ) -> Tensor:
+        """The residual stream's start, float32 `[tokens, hidden]`.
+
+        `table[token_ids]`, plus `position_table[positions]` where given (summed in float32).
+        token_ids and positions int64 `[tokens]`, tables `[rows, hidden]`.
+        """
+
+
 class Activation(Protocol):
     def __call__(self, x: Tensor) -> Tensor:
         """silu_mul: `[tokens, 2 * n] -> [tokens, n]`, silu(first half) * second half.
@@ -112,27 +217,31 @@ class Activation(Protocol):
         """
 
 
+class SamplingRows(NamedTuple):
+    """What each engine row asks of the sampler, and its last token; `[max_rows + 1]` each."""
+
+    temperature: Tensor  # float32; 0: greedy
+    top_k: Tensor  # int32; <= 0: off
+    top_p: Tensor  # float32
+    min_p: Tensor  # float32
+    seeds: Tensor  # int64
+    last_tokens: Tensor  # int64, written: what the row's next step embeds
+
+
 class Sample(Protocol):
     def __call__(
-        self,
-        logits: Tensor,
-        temperature: Tensor,
-        top_k: Tensor,
-        top_p: Tensor,
-        min_p: Tensor,
-        seeds: Tensor,
-        positions: Tensor,
+        self, logits: Tensor, rows: Tensor, positions: Tensor, state: SamplingRows
     ) -> Tensor:
-        """Draw one id per row -> int64 `[rows]`.
+        """Draw one id per row of logits -> int64 `[n]`, and leave it in `last_tokens[rows]` too.
 
-        logits float32 `[rows, vocab]` (may be overwritten); temperature, top_p, min_p float32
-        `[rows]`; top_k int32 `[rows]` (<= 0: off); seeds and positions int64 `[rows]`. Temperature
+        logits `[n, vocab]`, the model's dtype or float32 (may be overwritten); rows int32 `[n]`:
+        whose parameters hold; positions int64 or int32 `[n]`. Temperature
         0 is argmax (lowest id wins ties). Otherwise Gumbel-max over logits / temperature after
         top-k, then top-p (the smallest set of best tokens whose mass reaches top_p; the token that
         crosses is kept), then min_p (relative to the best). Ids of equal logits stand or fall
         together, so a set can be larger than k. Noise is a stateless hash of (seed, position, id),
         the same on every device: `sampling.gumbel_noise`. A row never gets an id whose logit is
-        -inf.
+        -inf. Rows may repeat (padding of a graph); whose token stays in last_tokens is then open.
         """
 
 
@@ -141,9 +250,14 @@ class Ops:
     """One device's implementation of every op."""
 
     name: str
+    step_inputs: StepInputs
     prepare_linear: PrepareLinear
     linear: Linear
     paged_attention: PagedAttention
+    norm_linear: NormLinear
+    linear_add: LinearAdd
+    rotary_cache: RotaryCache
+    embed: Embed
     cache_write: CacheWrite
     rms_norm: RmsNorm
     layer_norm: LayerNorm
@@ -172,18 +286,28 @@ def _torch_ops() -> Ops:
     from . import (
         activation,
         cache_write,
+        embed,
         layer_norm,
         linear,
+        linear_add,
+        norm_linear,
         paged_attention,
         rms_norm,
         rotary,
+        rotary_cache,
         sampling,
+        step_inputs,
     )
 
     return Ops(
         name="torch",
+        step_inputs=step_inputs.step_inputs_torch,
         prepare_linear=linear.prepare_linear_torch,
         linear=linear.linear_torch,
+        norm_linear=norm_linear.norm_linear_torch,
+        linear_add=linear_add.linear_add_torch,
+        rotary_cache=rotary_cache.rotary_cache_torch,
+        embed=embed.embed_torch,
         paged_attention=paged_attention.paged_attention_torch,
         cache_write=cache_write.cache_write_torch,
         rms_norm=rms_norm.rms_norm_torch,
@@ -199,13 +323,18 @@ def _triton_ops(*, interpreted: bool) -> Ops:
     from . import (
         activation,
         cache_write,
+        embed,
         language,
         layer_norm,
         linear,
+        linear_add,
+        norm_linear,
         paged_attention,
         rms_norm,
         rotary,
+        rotary_cache,
         sampling,
+        step_inputs,
     )
 
     if not language.HAS_TRITON:
@@ -214,8 +343,13 @@ def _triton_ops(*, interpreted: bool) -> Ops:
         raise RuntimeError("OCTAVO_OPS=triton on CPU needs TRITON_INTERPRET=1 set from the start")
     return Ops(
         name="triton",
+        step_inputs=step_inputs.step_inputs_triton,
         prepare_linear=linear.prepare_linear_torch if interpreted else linear.prepare_linear_cuda,
         linear=linear.linear_torch if interpreted else linear.linear_cuda,
+        norm_linear=norm_linear.norm_linear_triton,
+        linear_add=linear_add.linear_add_triton,
+        rotary_cache=rotary_cache.rotary_cache_triton,
+        embed=embed.embed_triton,
         paged_attention=paged_attention.paged_attention_triton,
         cache_write=cache_write.cache_write_triton,
         rms_norm=rms_norm.rms_norm_triton,

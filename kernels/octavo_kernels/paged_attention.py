@@ -15,6 +15,7 @@ from torch import Tensor
 from . import paged_decode
 from .language import Variant, jit, tl
 from .online_softmax import LOG2_E, attend, find_sequence
+from .ops import AttentionBatch
 from .tiles import attention_variants, choose_tiles
 
 # --------------------------------------------------------------------------------------------------
@@ -107,18 +108,17 @@ def paged_attention_triton(
     query: Tensor,
     key_cache: Tensor,
     value_cache: Tensor,
-    block_tables: Tensor,
-    query_starts: Tensor,
-    context_lens: Tensor,
+    batch: AttentionBatch,
     *,
-    max_query_len: int,
-    max_context_len: int,
     scale: float,
     sliding_window: int = 0,
     out: Tensor | None = None,
 ) -> Tensor:
     tokens, heads, head_size = query.shape
     _, kv_heads, block_size, _ = key_cache.shape
+    query_starts, context_lens = batch.query_starts, batch.context_lens
+    max_query_len, max_context_len = batch.max_query_len, batch.max_context_len
+    block_tables = batch.block_tables[batch.rows.long()]
     seqs = context_lens.shape[0]
     if out is None:
         out = torch.empty(query.shape, dtype=query.dtype, device=query.device)
@@ -187,23 +187,22 @@ def paged_attention_torch(
     query: Tensor,
     key_cache: Tensor,
     value_cache: Tensor,
-    block_tables: Tensor,
-    query_starts: Tensor,
-    context_lens: Tensor,
+    batch: AttentionBatch,
     *,
-    max_query_len: int,
-    max_context_len: int,
     scale: float,
     sliding_window: int = 0,
     out: Tensor | None = None,
 ) -> Tensor:
     if out is None:
         out = torch.empty(query.shape, dtype=query.dtype, device=query.device)
-    starts: list[int] = query_starts.tolist()  # on CPU these lists cost microseconds
+    context_lens = batch.context_lens
+    starts: list[int] = batch.query_starts.tolist()  # on CPU these lists cost microseconds
     contexts: list[int] = context_lens.tolist()
+    used = -(-max(contexts, default=0) // key_cache.shape[2])
+    block_tables = batch.block_tables[:, :used].index_select(0, batch.rows.long())
     pages = _Pages(key_cache, value_cache, block_tables, scale)
     seqs = len(contexts)
-    if max_query_len == 1 and 0 < seqs == starts[-1] and not sliding_window:  # pure decode
+    if batch.max_query_len == 1 and 0 < seqs == starts[-1] and not sliding_window:  # pure decode
         longest = max(contexts)
         if longest <= 2 * min(contexts) and pages.fits(seqs, longest):
             _attend_decode(query, pages, slice(0, seqs), slice(0, seqs), None, context_lens,

@@ -16,7 +16,8 @@ class EngineConfig:
 
     `max_model_len` -1 takes the longest context that fits the KV cache. `device` "auto" is the GPU
     where torch sees one. `kv_cache_memory_bytes` None is 1 GiB on CPU, and what
-    `gpu_memory_utilization` leaves on a GPU.
+    `gpu_memory_utilization` leaves on a GPU. `enforce_eager` does without CUDA graphs.
+    `async_scheduling` launches a step before the last one's tokens are known; None: on a GPU.
     """
 
     model: str
@@ -38,4 +39,5 @@ class EngineConfig:
     download_dir: str | None = None
     trust_remote_code: bool = False
     enforce_eager: bool = False
+    async_scheduling: bool | None = None
     seed: int = 0

@@ -14,6 +14,7 @@ from octavo_server.config import EngineConfig
 from octavo_server.engine.block_pool import BlockPool
 from octavo_server.engine.core import EngineCore
 from octavo_server.engine.memory import (
+    StepBounds,
     check_host_memory,
     measure_cache_bytes,
     stated_cache_bytes,
@@ -51,6 +52,7 @@ def build_engine(config: EngineConfig, progress: Callable[[str], None]) -> Engin
     ops = select_ops(device.type)
     step_tokens = config.max_num_batched_tokens or STEP_TOKENS[device.type]
     max_num_seqs = min(config.max_num_seqs, step_tokens)
+    use_graphs = device.type == "cuda" and not config.enforce_eager
 
     def plan_cache(cache_bytes: int) -> CachePlan:
         return plan_blocks(
@@ -74,9 +76,11 @@ def build_engine(config: EngineConfig, progress: Callable[[str], None]) -> Engin
         left = measure_cache_bytes(
             config,
             model,
+            ops,
+            StepBounds(step_tokens, max_num_seqs, early.max_model_len),
             device=device,
             dtype=dtype,
-            max_step_tokens=step_tokens,
+            use_graphs=use_graphs,
             progress=progress,
         )
         plan = plan_cache(left)
@@ -97,6 +101,8 @@ def build_engine(config: EngineConfig, progress: Callable[[str], None]) -> Engin
             block_size=plan.block_size,
             max_num_seqs=max_num_seqs,
             max_model_len=plan.max_model_len,
+            max_step_tokens=step_tokens,
+            use_graphs=use_graphs,
         )
     except (MemoryError, RuntimeError) as error:  # torch's out-of-memory errors are RuntimeErrors
         raise OutOfMemory(
@@ -125,8 +131,12 @@ def build_engine(config: EngineConfig, progress: Callable[[str], None]) -> Engin
             dtype=dtype_name,
             device=str(device),
         ),
+        overlap=device.type == "cuda"
+        if config.async_scheduling is None
+        else config.async_scheduling,
     )
     _first_step(core, progress)
+    _capture_graphs(runner, progress)
     return core
 
 
@@ -169,6 +179,13 @@ def usable_cpus() -> int:
     if quota == "max":
         return cpus
     return max(1, min(cpus, int(quota) // int(period)))
+
+
+def _capture_graphs(runner: Runner, progress: Callable[[str], None]) -> None:
+    started = time.monotonic()
+    captured = runner.capture()
+    if captured:
+        progress(f"{captured} CUDA graphs captured in {time.monotonic() - started:.1f} s")
 
 
 def _first_step(core: EngineCore, progress: Callable[[str], None]) -> None:

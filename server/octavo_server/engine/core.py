@@ -6,8 +6,9 @@ from __future__ import annotations
 
 import logging
 import time
+from collections import deque
 from collections.abc import Iterable
-from typing import Protocol
+from typing import Any, Protocol
 
 from octavo_server.engine.messages import Abort, Add, Outputs, Ready, TokenOutput
 from octavo_server.engine.scheduler import Scheduler
@@ -25,20 +26,31 @@ must.
 class StepRunner(Protocol):
     """What executes steps: `runner.Runner`, or a scripted one in tests."""
 
-    def execute(self, step: Step) -> Sampled: ...
+    def launch(self, step: Step) -> Any:
+        """Start a step behind those launched before; does not wait for the device."""
+
+    def wait(self, launched: Any) -> Sampled:
+        """Results of the oldest step not yet waited for."""
 
 
 class EngineCore:
     """Ties the scheduler to a runner. `step_started` tells a watcher how long the current step
     takes.
+
+    With `overlap`, one step is always queued behind the one that the device computes: the next is
+    scheduled and launched first, then the results of the one before are awaited and published.
     """
 
-    def __init__(self, scheduler: Scheduler, runner: StepRunner, ready: Ready) -> None:
+    def __init__(
+        self, scheduler: Scheduler, runner: StepRunner, ready: Ready, *, overlap: bool = False
+    ) -> None:
         self.scheduler = scheduler
         self.runner = runner
         self.ready = ready
         self.steps_done = 0
         self.step_started: float | None = None
+        self._most_in_flight = 1 if overlap else 0
+        self._in_flight: deque[Any] = deque()
         self._failed_in_a_row = 0
         self._silent = True
 
@@ -62,33 +74,52 @@ class EngineCore:
             self.abort(message.request_ids)
 
     def step(self) -> Outputs | None:
-        """Compute one step; None when there was nothing to compute and no gauge moved.
+        """Launch a step, then publish the oldest one in flight if another is behind it or nothing
+        else is left to do.
 
-        Raises `EngineDead` when steps keep failing: the device, not a request, is at fault.
+        None when nothing was published and no gauge moved. Raises `EngineDead` when steps keep
+        failing: the device, not a request, is at fault.
         """
         step = self.scheduler.schedule()
-        if step is None:
+        if step is None and not self._in_flight:
             if self._silent:
                 return None
             self._silent = True
             return self._report([])
         self.step_started = time.monotonic()
+        self._silent = False
+        done_before = self.steps_done
+        outputs: list[TokenOutput] = []
         try:
-            outputs = self.scheduler.update(step, self.runner.execute(step))
-            self._failed_in_a_row = 0
+            launch_error = self._launch(step) if step is not None else None
+            limit = 0 if step is None or launch_error else self._most_in_flight
+            while len(self._in_flight) > limit:
+                sampled = self.runner.wait(self._in_flight.popleft())
+                outputs += self.scheduler.update(sampled)
+                self.steps_done += 1
+                self._failed_in_a_row = 0
+            if launch_error is not None:
+                raise launch_error
         except Exception as error:
             logger.exception("step %d failed", self.steps_done)
+            self._in_flight.clear()
             self._failed_in_a_row += 1
-            outputs = self.scheduler.fail_step(f"the engine failed at this request: {error}")
+            outputs += self.scheduler.fail_steps(f"the engine failed at this request: {error}")
             if self._failed_in_a_row == MAX_FAILED_STEPS:
                 raise EngineDead(
                     f"{MAX_FAILED_STEPS} steps failed in a row, last: {error}"
                 ) from error
         finally:
             self.step_started = None
-        self.steps_done += 1
-        self._silent = False
-        return self._report(outputs)
+        return self._report(outputs) if outputs or self.steps_done > done_before else None
+
+    def _launch(self, step: Step) -> Exception | None:
+        """Launch a step; its failure is returned, for older steps are to be published first."""
+        try:
+            self._in_flight.append(self.runner.launch(step))
+        except Exception as error:
+            return error
+        return None
 
     def _report(self, outputs: list[TokenOutput]) -> Outputs:
         return Outputs(outputs, self.scheduler.take_stats(), time.monotonic())

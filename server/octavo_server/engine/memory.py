@@ -5,16 +5,26 @@ a GPU.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import psutil
 import torch
 
+from octavo_kernels.ops import AttentionBatch, Ops
 from octavo_server.config import EngineConfig
+from octavo_server.engine.graphs import decode_buckets
+from octavo_server.engine.scheduler import COUNT_SLOTS
 from octavo_server.errors import OutOfMemory
 from octavo_server.models.causal_lm import Batch, CausalLM
 
 CPU_CACHE_BYTES = 1 << 30
 """Default on CPU, where the machine's memory belongs to others too."""
+
+GRAPH_BYTES = 8 << 20
+"""Of the driver, per captured graph of a few hundred launches."""
+
+CONTEXT_BYTES = 1 << 30
+"""A CUDA context with its libraries takes about half of this; more is somebody else's."""
 
 
 def stated_cache_bytes(config: EngineConfig, device: torch.device) -> int | None:
@@ -38,78 +48,147 @@ def check_host_memory(cache_bytes: int) -> None:
         )
 
 
+@dataclass(frozen=True, slots=True)
+class StepBounds:
+    """The largest step: what a runner must have memory for."""
+
+    max_step_tokens: int
+    max_num_seqs: int
+    max_model_len: int
+
+
 def measure_cache_bytes(
     config: EngineConfig,
     model: CausalLM,
+    ops: Ops,
+    bounds: StepBounds,
     *,
     device: torch.device,
     dtype: torch.dtype,
-    max_step_tokens: int,
+    use_graphs: bool,
     progress: Callable[[str], None],
 ) -> int:
-    """Bytes of a GPU that are left for keys and values: runs the largest step once to see.
+    """Bytes of a GPU that are left for keys and values: runs the largest steps once to see.
 
     Raises `OutOfMemory` when nothing is left.
     """
     weights = torch.cuda.memory_allocated(device)
-    activations = _peak_of_largest_step(config, model, device, dtype, max_step_tokens)
+    with torch.inference_mode():
+        trial = _Trial(config, model, bounds, device, dtype)
+        prefill = _peak(device, trial.prefill)
+        decode = _peak(device, trial.decode)
+        sampler = _peak(device, lambda: trial.draw_extra(ops))
+    # The graphs' pool is apart from the memory that other steps use.
+    graphs = 0
+    if use_graphs:
+        count = len(decode_buckets(bounds.max_num_seqs))
+        graphs = decode + count * GRAPH_BYTES
+    activations = max(prefill, decode, sampler) + _buffer_bytes(bounds, model, config.block_size)
     free, total = torch.cuda.mem_get_info(device)
     # Everything on the card but our caching allocator's spare: other tenants, the context, the
     # weights.
     used = total - free
+    others = max(0, used - torch.cuda.memory_reserved(device) - CONTEXT_BYTES)
     budget = int(total * config.gpu_memory_utilization)
-    left = budget - used - activations
+    left = budget - used - activations - graphs
     gib = 1 << 30
-    progress(
-        f"GPU memory: {total / gib:.1f} GiB x {config.gpu_memory_utilization:g}"
-        f" - {used / gib:.2f} in use (weights {weights / gib:.2f})"
-        f" - {activations / gib:.2f} activations = {left / gib:.2f} GiB for the KV cache"
+    terms = (
+        f"{total / gib:.1f} GiB x {config.gpu_memory_utilization:g} - weights {weights / gib:.2f}"
+        f" - context and others {(used - weights) / gib:.2f} - activations {activations / gib:.2f}"
+        f" - graphs {graphs / gib:.2f} = {left / gib:.2f} GiB for the KV cache"
     )
+    progress(f"GPU memory: {terms}")
     if left <= 0:
+        tenants = (
+            f"; other processes hold {others / gib:.2f} GiB of this GPU" if others > gib else ""
+        )
         raise OutOfMemory(
-            f"--gpu-memory-utilization {config.gpu_memory_utilization:g} of {total / gib:.1f} GiB "
-            f"leaves nothing for the KV cache: {used / gib:.2f} GiB are in use and a step needs "
-            f"{activations / gib:.2f} GiB; raise it or use more GPUs"
+            f"--gpu-memory-utilization {config.gpu_memory_utilization:g} leaves nothing for the "
+            f"KV cache: {terms}{tenants}; raise it, use more GPUs, or lower --max-num-seqs and "
+            "--max-num-batched-tokens"
         )
     return left
 
 
-@torch.inference_mode()
-def _peak_of_largest_step(
-    config: EngineConfig,
-    model: CausalLM,
-    device: torch.device,
-    dtype: torch.dtype,
-    max_step_tokens: int,
-) -> int:
-    """Bytes that a full prefill step and a full sampling step take above the weights."""
-    shape = (1, model.config.num_kv_heads, config.block_size, model.config.head_size)
-    # One page for all: whatever the rows read there, the memory they take is the same.
-    page = torch.zeros(shape, dtype=dtype, device=device)
-    length = min(max_step_tokens, model.config.max_position)
-    rows = -(-max_step_tokens // length)
-    tokens = rows * length
+class _Trial:
+    """The largest steps, run on one page for all: what rows read there is the same memory."""
+
+    def __init__(
+        self,
+        config: EngineConfig,
+        model: CausalLM,
+        bounds: StepBounds,
+        device: torch.device,
+        dtype: torch.dtype,
+    ) -> None:
+        shape = (1, model.config.num_kv_heads, config.block_size, model.config.head_size)
+        page = torch.zeros(shape, dtype=dtype, device=device)
+        self._model, self._bounds, self._device = model, bounds, device
+        self._caches = [(page, page)] * model.config.num_layers
+        self._block_size = config.block_size
+
+    def prefill(self) -> None:
+        """A step full of the longest prompts that fit."""
+        tokens = self._bounds.max_step_tokens
+        self._run(min(tokens, self._bounds.max_model_len), tokens)
+
+    def decode(self) -> None:
+        """A step of one token of every row, its logits included."""
+        rows = self._bounds.max_num_seqs
+        self._model.logits(self._run(1, rows))
+
+    def draw_extra(self, ops: Ops) -> None:
+        """What rows that ask for log probabilities add to a full step: copies in float32."""
+        rows = self._bounds.max_num_seqs
+        logits = torch.zeros((rows, self._model.config.vocab_size), device=self._device)
+        torch.log_softmax(logits, dim=-1)
+
+    def _run(self, length: int, tokens: int) -> torch.Tensor:
+        rows = tokens // length
+        tokens = rows * length
+        max_context = self._bounds.max_model_len if length == 1 else length
+
+        def int32s(values: torch.Tensor) -> torch.Tensor:
+            return values.to(torch.int32)
+
+        starts = torch.arange(0, tokens + 1, length, device=self._device)
+        attention = AttentionBatch(
+            block_tables=torch.zeros(
+                (1, -(-max_context // self._block_size)), dtype=torch.int32, device=self._device
+            ),
+            rows=torch.zeros(rows, dtype=torch.int32, device=self._device),
+            query_starts=int32s(starts),
+            context_lens=torch.full((rows,), length, dtype=torch.int32, device=self._device),
+            num_decodes=rows if length == 1 else 0,
+            max_query_len=length,
+            max_context_len=max_context,
+        )
+        positions = torch.arange(length, device=self._device).repeat(rows)
+        batch = Batch(
+            token_ids=torch.zeros_like(positions),
+            positions=positions,
+            slots=torch.full((tokens,), -1, dtype=torch.int64, device=self._device),
+            attention=attention,
+            kv_caches=self._caches,
+        )
+        return self._model.forward(batch)
+
+
+def _peak(device: torch.device, run: Callable[[], None]) -> int:
+    """Bytes that `run` takes at most above what is held before and after."""
+    torch.cuda.synchronize(device)
     before = torch.cuda.memory_allocated(device)
     torch.cuda.reset_peak_memory_stats(device)
-    batch = Batch(
-        slots=torch.full((tokens,), -1, dtype=torch.int64, device=device),
-        block_tables=torch.zeros(
-            (rows, -(-length // config.block_size)), dtype=torch.int32, device=device
-        ),
-        query_starts=torch.arange(0, tokens + 1, length, dtype=torch.int32, device=device),
-        context_lens=torch.full((rows,), length, dtype=torch.int32, device=device),
-        max_query_len=length,
-        max_context_len=length,
-        kv_caches=[(page, page)] * model.config.num_layers,
-    )
-    positions = torch.arange(length, device=device).repeat(rows)
-    hidden = model.forward(torch.zeros_like(positions), positions, batch)
-    logits = model.logits(hidden[: config.max_num_seqs])
-    # The sampler's largest transient: a copy and the softmax of all rows.
-    del hidden, batch
-    torch.softmax(logits, dim=-1)
+    run()
     torch.cuda.synchronize(device)
     peak = torch.cuda.max_memory_allocated(device) - before
-    del logits
     torch.cuda.empty_cache()
     return int(peak)
+
+
+def _buffer_bytes(bounds: StepBounds, model: CausalLM, block_size: int) -> int:
+    """What the runner keeps beside the cache: tables, packet, inputs, last residuals."""
+    rows, tokens = bounds.max_num_seqs, bounds.max_step_tokens
+    table = (rows + 1) * -(-bounds.max_model_len // block_size) * 4
+    counts = COUNT_SLOTS * model.config.vocab_size * 5
+    return 2 * table + tokens * 28 + rows * (model.config.hidden_size * 4 + 128) + counts

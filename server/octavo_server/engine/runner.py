@@ -1,4 +1,4 @@
-"""Runs a step on one device: rows in, sampled tokens out.
+"""Runs steps on one device: differences in, sampled tokens out, the host never in the way.
 
 Everything that touches the device is here, in the sampler and in the models; the scheduler never
 sees a tensor.
@@ -6,16 +6,34 @@ sees a tensor.
 
 from __future__ import annotations
 
-import numpy as np
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
-from octavo_kernels.ops import Ops
+from octavo_kernels.ops import AttentionBatch, Ops
+from octavo_kernels.step_inputs import StepBuffers
+from octavo_server.engine.graphs import DecodeGraphs, decode_buckets
 from octavo_server.engine.messages import TokenLogprobs
-from octavo_server.engine.rows import Rows
-from octavo_server.engine.sampler import Sampler
+from octavo_server.engine.rows import Rows, packet_size
+from octavo_server.engine.sampler import Judgement, Sampler
 from octavo_server.engine.step import Sampled, Step
 from octavo_server.models.causal_lm import Batch, CausalLM
+
+_RING = 3
+"""Host buffers in turn: one is written while those of two steps in flight may still be read."""
+
+
+@dataclass(slots=True)
+class Launched:
+    """A step on its way: its results arrive in host memory when `done` has happened."""
+
+    step: Step
+    token_ids: Tensor | None  # int64 [sampled], on the host; None: nothing was sampled
+    sampled: list[int]  # their indices in the step
+    judgement: Judgement | None
+    prompts: dict[int, list[Judgement]]  # index in the step -> parts of its prompt, in order
+    done: torch.cuda.Event | None
 
 
 class Runner:
@@ -32,12 +50,41 @@ class Runner:
         block_size: int,
         max_num_seqs: int,
         max_model_len: int,
+        max_step_tokens: int,
+        use_graphs: bool = False,
     ) -> None:
         config = model.config
+        max_blocks = -(-max_model_len // block_size)
         self._model = model
-        self._device = device
-        self._rows = Rows(max_num_seqs, max_model_len, block_size)
+        self._ops = ops
+        self._block_size = block_size
+        self._max_model_len = max_model_len
+        self._on_gpu = device.type == "cuda"
+        self._rows = Rows(max_num_seqs, max_model_len)
         self._sampler = Sampler(self._rows, ops, device, config.vocab_size)
+        self._buffers = StepBuffers.allocate(max_step_tokens, max_num_seqs, device)
+        # int32 [max_rows + 1, max_blocks]; the last row is for padding
+        self._block_tables = torch.zeros(
+            (max_num_seqs + 1, max_blocks), dtype=torch.int32, device=device
+        )
+        size = packet_size(max_num_seqs, max_step_tokens, max_blocks)
+        self._judged_prompts: set[int] = set()  # rows
+        self._turn = 0
+        self._host_packets = [
+            torch.zeros(size, dtype=torch.int32, pin_memory=self._on_gpu)
+            for _ in range(_RING if self._on_gpu else 1)
+        ]
+        self._host_ids = [
+            torch.zeros(max_num_seqs, dtype=torch.int64, pin_memory=self._on_gpu)
+            for _ in range(_RING)
+        ]
+        self._packet = (
+            torch.zeros(size, dtype=torch.int32, device=device)
+            if self._on_gpu
+            else self._host_packets[0]
+        )
+        # float32 [max_rows, hidden]: the residual of each sampled row, where graphs leave it
+        self._last = torch.zeros((max_num_seqs, config.hidden_size), device=device)
         shape = (num_blocks, config.num_kv_heads, block_size, config.head_size)
         # Per layer (key, value). Not zeroed: pages are never read past what was written.
         self._kv_caches = [
@@ -47,71 +94,223 @@ class Runner:
             )
             for _ in range(config.num_layers)
         ]
+        self._whole = self._forward = None
+        if use_graphs:
+            buckets = decode_buckets(max_num_seqs)
+            self._whole = DecodeGraphs(self._decode_and_draw, buckets)
+            self._forward = DecodeGraphs(self._decode, buckets, self._whole.pool)
 
     @torch.inference_mode()
-    def execute(self, step: Step) -> Sampled:
-        """Apply the difference, run the model, draw the tokens."""
+    def capture(self) -> int:
+        """Capture the graphs of plain decode steps, the largest first: the others fit in its
+        memory. Rows that ask for more get theirs when they first come. Returns how many.
+        """
+        if self._whole is None:
+            return 0
+        for bucket in sorted(self._whole.buckets, reverse=True):
+            self._capture(self._whole, bucket)
+        return len(self._whole.buckets)
+
+    @torch.inference_mode()
+    def launch(self, step: Step) -> Launched:
+        """Apply the difference, start the model and the draw, start the way back."""
         for row in step.freed_rows:
             self._sampler.free_row(row)
-        self._rows.apply(step)
+        sampled = [index for index, samples in enumerate(step.samples) if samples]
+        rows = [step.rows[index] for index in sampled]
+        self._turn = (self._turn + 1) % _RING
+        host_packet = self._host_packets[self._turn % len(self._host_packets)]
+        length = self._rows.write_packet(step, host_packet.numpy())
         for new in step.new_rows:
             self._sampler.take_row(new.row)
-        hidden = self._forward(step)
-        return self._sample(step, hidden)
+        prompts = self._prompts_to_judge(step)
+        more = self._sampler.asks_more(rows)
+        bucket = None
+        if self._whole is not None and len(sampled) == step.num_tokens and not prompts:
+            bucket = self._whole.bucket_of(len(sampled))
+        graphs = self._forward if more else self._whole
+        if bucket is not None and graphs is not None and not graphs.has(bucket):
+            self._capture(graphs, bucket)
+        if self._on_gpu:
+            self._packet[:length].copy_(host_packet[:length], non_blocking=True)
 
-    def _forward(self, step: Step) -> Tensor:
-        """Hidden states of all the step's tokens `[tokens, hidden]`."""
-        counts = np.asarray(step.counts, np.int64)  # [rows]
-        starts = np.asarray(step.starts, np.int64)  # [rows]
-        rows = np.asarray(step.rows, np.int64)  # [rows]
-        query_starts = np.zeros(len(rows) + 1, np.int32)  # [rows + 1]
-        np.cumsum(counts, out=query_starts[1:])
-        row_of_token = np.repeat(rows, counts)  # [tokens]
-        within = np.arange(len(row_of_token)) - np.repeat(query_starts[:-1], counts)
-        positions = np.repeat(starts, counts) + within  # [tokens]
-        context_lens = (starts + counts).astype(np.int32)  # [rows]
-        max_context_len = int(context_lens.max())
-        blocks_used = -(-max_context_len // self._rows.block_size)
-        batch = Batch(
-            slots=self._to_device(self._rows.slots(row_of_token, positions)),
-            block_tables=self._to_device(self._rows.block_tables[rows, :blocks_used]),
-            query_starts=self._to_device(query_starts),
-            context_lens=self._to_device(context_lens),
-            max_query_len=int(counts.max()),
-            max_context_len=max_context_len,
+        token_ids, judgement = None, None
+        judged: dict[int, list[Judgement]] = {}
+        if bucket is not None and graphs is not None:
+            result = graphs.replay(bucket)
+            token_ids = None if more else result
+        else:
+            residual = self._run(step)
+            for index in prompts:
+                judged[index] = self._judge_prompt(step, residual, index)
+            if sampled:
+                chosen = self._buffers.sampled_tokens[: len(sampled)]
+                torch.index_select(residual, 0, chosen, out=self._last[: len(sampled)])
+        if sampled and token_ids is None:
+            logits = self._model.logits(self._last[: len(sampled)])
+            places = (
+                self._buffers.sampled_rows[: len(sampled)],
+                self._buffers.sampled_positions[: len(sampled)],
+            )
+            if more:
+                ends = [step.starts[index] + step.counts[index] for index in sampled]
+                token_ids, judgement = self._sampler.draw_extra(logits, *places, rows, ends)
+            else:
+                token_ids = self._sampler.draw(logits, *places)
+        return self._send_back(step, token_ids, sampled, judgement, judged)
+
+    def wait(self, launched: Launched) -> Sampled:
+        """The step's results, as soon as the device has come past it."""
+        if launched.done is not None:
+            launched.done.synchronize()
+        step, count = launched.step, len(launched.step.rows)
+        drawn = [] if launched.token_ids is None else launched.token_ids.tolist()
+        if len(drawn) == count:
+            result = Sampled(drawn)
+        else:
+            token_ids: list[int | None] = [None] * count
+            for index, token_id in zip(launched.sampled, drawn, strict=True):
+                token_ids[index] = token_id
+            result = Sampled(token_ids)
+        if launched.judgement is not None:
+            logprobs: list[TokenLogprobs | None] = [None] * count
+            entries = launched.judgement.read()
+            for place, entry in zip(launched.judgement.places, entries, strict=True):
+                logprobs[launched.sampled[place]] = entry
+            result.logprobs = logprobs
+        if launched.prompts:
+            result.prompt_logprobs = [
+                [entry for part in launched.prompts.get(index, ()) for entry in part.read()]
+                for index in range(len(step.rows))
+            ]
+        return result
+
+    # -- the parts of launch() --------------------------------------------------------------------
+
+    def _run(self, step: Step) -> Tensor:
+        """Inputs and layers of a step of any shape: the residual of all its tokens."""
+        tokens, seqs = step.num_tokens, len(step.rows)
+        ones = [index for index, count in enumerate(step.counts) if count == 1]
+        longest = max(start + count for start, count in zip(step.starts, step.counts, strict=True))
+        batch = self._batch(
+            tokens,
+            seqs,
+            num_decodes=ones[-1] + 1 if ones else 0,
+            max_query_len=max(step.counts),
+            max_context_len=longest,
+        )
+        self._prepare(seqs, tokens)
+        return self._model.forward(batch)
+
+    def _decode(self, bucket: int) -> Tensor:
+        """Inputs and layers of a decode step of up to `bucket` rows, from the packet alone; leaves
+        the residual in `_last`.
+        """
+        batch = self._batch(
+            bucket,
+            bucket,
+            num_decodes=bucket,
+            max_query_len=1,
+            max_context_len=self._max_model_len,
+        )
+        self._prepare(bucket, bucket)
+        residual = self._model.forward(batch)
+        # All its rows are sampled, in order.
+        return self._last[:bucket].copy_(residual)
+
+    def _decode_and_draw(self, bucket: int) -> Tensor:
+        batch = self._batch(
+            bucket,
+            bucket,
+            num_decodes=bucket,
+            max_query_len=1,
+            max_context_len=self._max_model_len,
+        )
+        self._prepare(bucket, bucket)
+        logits = self._model.logits(self._model.forward(batch))
+        return self._sampler.draw(
+            logits, self._buffers.sampled_rows[:bucket], self._buffers.sampled_positions[:bucket]
+        )
+
+    def _batch(
+        self,
+        tokens: int,
+        seqs: int,
+        *,
+        num_decodes: int,
+        max_query_len: int,
+        max_context_len: int,
+    ) -> Batch:
+        buffers = self._buffers
+        return Batch(
+            token_ids=buffers.token_ids[:tokens],
+            positions=buffers.positions[:tokens],
+            slots=buffers.slots[:tokens],
+            attention=AttentionBatch(
+                block_tables=self._block_tables,
+                rows=buffers.rows[:seqs],
+                query_starts=buffers.query_starts[: seqs + 1],
+                context_lens=buffers.context_lens[:seqs],
+                num_decodes=num_decodes,
+                max_query_len=max_query_len,
+                max_context_len=max_context_len,
+            ),
             kv_caches=self._kv_caches,
         )
-        token_ids = self._rows.token_ids[row_of_token, positions].astype(np.int64)
-        return self._model.forward(self._to_device(token_ids), self._to_device(positions), batch)
 
-    def _sample(self, step: Step, hidden: Tensor) -> Sampled:
-        token_ids: list[int | None] = [None] * len(step.rows)
-        logprobs: list[TokenLogprobs | None] = [None] * len(step.rows)
-        prompt_logprobs: list[list[TokenLogprobs] | None] = [None] * len(step.rows)
-        ends = np.cumsum(step.counts)
-        for index, row in enumerate(step.rows):
-            wanted = self._rows.params[row].prompt_logprobs
-            start, count = step.starts[index], step.counts[index]
-            if wanted is not None and start < self._rows.num_prompt_tokens[row] - 1:
-                first = int(ends[index]) - count
-                prompt_logprobs[index] = self._sampler.judge_prompt(
-                    self._model.logits, hidden[first : first + count], row, start
-                )
-        sampled = np.flatnonzero(step.samples)  # [sampled rows] indices into the step
-        if len(sampled):
-            last = self._to_device(ends[sampled] - 1)
-            rows = np.asarray(step.rows, np.int64)[sampled]
-            ids, entries = self._sampler.sample(self._model.logits(hidden[last]), rows)
-            for place, token_id, entry in zip(sampled.tolist(), ids, entries, strict=True):
-                token_ids[place] = token_id
-                logprobs[place] = entry
-                self._append(step.rows[place], token_id)
-        return Sampled(token_ids, logprobs, prompt_logprobs)
+    def _prepare(self, seq_cap: int, token_cap: int) -> None:
+        self._ops.step_inputs(
+            self._packet,
+            self._buffers,
+            self._block_tables,
+            self._sampler.state,
+            block_size=self._block_size,
+            seq_cap=seq_cap,
+            token_cap=token_cap,
+        )
 
-    def _append(self, row: int, token_id: int) -> None:
-        # A sequence that reaches max_model_len ends with this token: there is no position for it.
-        if self._rows.num_tokens[row] < self._rows.token_ids.shape[1]:
-            self._rows.append_token(row, token_id)
+    def _capture(self, graphs: DecodeGraphs, bucket: int) -> None:
+        # NOTE: an empty packet, for capturing runs the step once: all its rows are padding then.
+        self._packet[:8].zero_()
+        graphs.capture(bucket)
 
-    def _to_device(self, values: np.ndarray) -> Tensor:
-        return torch.from_numpy(values).to(self._device, non_blocking=True)
+    def _prompts_to_judge(self, step: Step) -> list[int]:
+        """Sequences of the step whose prompt tokens are to be judged, as indices."""
+        for row in step.freed_rows:
+            self._judged_prompts.discard(row)
+        for new in step.new_rows:
+            if new.params.prompt_logprobs is not None:
+                self._judged_prompts.add(new.row)
+        if not self._judged_prompts:
+            return []
+        return [
+            index
+            for index, row in enumerate(step.rows)
+            if row in self._judged_prompts
+            and step.starts[index] < self._rows.num_prompt_tokens[row] - 1
+        ]
+
+    def _judge_prompt(self, step: Step, residual: Tensor, index: int) -> list[Judgement]:
+        first = sum(step.counts[:index])
+        rows = residual[first : first + step.counts[index]]
+        return self._sampler.judge_prompt(
+            self._model.logits, rows, step.rows[index], step.starts[index]
+        )
+
+    def _send_back(
+        self,
+        step: Step,
+        token_ids: Tensor | None,
+        sampled: list[int],
+        judgement: Judgement | None,
+        prompts: dict[int, list[Judgement]],
+    ) -> Launched:
+        if not self._on_gpu:
+            return Launched(step, token_ids, sampled, judgement, prompts, None)
+        host_ids = None
+        if token_ids is not None:
+            host_ids = self._host_ids[self._turn][: len(sampled)]
+            host_ids.copy_(token_ids[: len(sampled)], non_blocking=True)
+        done = torch.cuda.Event()  # type: ignore[no-untyped-call]
+        done.record()
+        return Launched(step, host_ids, sampled, judgement, prompts, done)

@@ -1,19 +1,19 @@
-"""From logits to token ids: the stages that only some rows ask for, then the one that all need.
+"""From logits to token ids: the stage that all rows need, and the one that only some ask for.
 
 Order as in vLLM: raw log probabilities are taken first; then bias, penalties and the min_tokens
-mask; then temperature, top-k, top-p, min-p and the draw.
+mask; then temperature, top-k, top-p, min-p and the draw. Nothing here waits for the device.
 """
 
 from __future__ import annotations
 
-from typing import Protocol
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from octavo_kernels.ops import Ops
+from octavo_kernels.ops import Ops, SamplingRows
 from octavo_server.engine.messages import TokenLogprobs
 from octavo_server.engine.rows import Rows
 
@@ -23,9 +23,19 @@ transiently.
 """
 
 
+@dataclass(slots=True)
+class _Extra:
+    """What one row asks for beyond the common stage; tensors on the device, None: not asked."""
+
+    bias: tuple[Tensor, Tensor] | None  # int64 ids, float32 what to add
+    stop_ids: Tensor | None  # int64, masked until min_tokens
+    counts: tuple[Tensor, Tensor] | None
+    # (bool [vocab] in the prompt or output, int32 [vocab] times in the output)
+
+
 class Sampler:
-    """Draws one token per row. Owns the token counts of rows with penalties (`slots`, bounded by
-    the scheduler).
+    """Draws one token per row. Owns the token counts of rows with penalties (bounded by the
+    scheduler).
     """
 
     def __init__(self, rows: Rows, ops: Ops, device: torch.device, vocab_size: int) -> None:
@@ -33,131 +43,163 @@ class Sampler:
         self._ops = ops
         self._device = device
         self._vocab_size = vocab_size
-        self._adjusted: set[int] = set()  # rows that ask for more than the common stage
-        self._counts: dict[int, tuple[Tensor, Tensor]] = {}
-        # row -> (bool [vocab] in the prompt or output, int32 [vocab] times in the output)
+        self._extras: dict[int, _Extra] = {}
+        self._judged: set[int] = set()
+        size = len(rows.num_known) + 1  # the last row is for padding
+
+        def column(value: float, dtype: torch.dtype) -> Tensor:
+            return torch.full((size,), value, dtype=dtype, device=device)
+
+        self.state = SamplingRows(
+            temperature=column(0, torch.float32),
+            top_k=column(0, torch.int32),
+            top_p=column(1, torch.float32),
+            min_p=column(0, torch.float32),
+            seeds=column(0, torch.int64),
+            last_tokens=column(0, torch.int64),
+        )
 
     def take_row(self, row: int) -> None:
         """Prepare what a new row's parameters need, its token counts above all."""
         self.free_row(row)
         params = self._rows.params[row]
-        if params.logit_bias or params.needs_counts or params.min_tokens:
-            self._adjusted.add(row)
-        if not params.needs_counts:
+        if params.logprobs is not None:
+            self._judged.add(row)
+        if not (params.logit_bias or params.needs_counts or params.min_tokens):
             return
+        bias = stop_ids = None
+        if params.logit_bias:
+            bias = (
+                torch.tensor(list(params.logit_bias), device=self._device),
+                torch.tensor(list(params.logit_bias.values()), device=self._device),
+            )
+        if params.min_tokens:
+            # A checkpoint may name an EOS id that its embedding was never enlarged for.
+            legal = [token_id for token_id in params.stop_ids if 0 <= token_id < self._vocab_size]
+            stop_ids = torch.tensor(legal, dtype=torch.int64, device=self._device)
+        counts = self._count(row) if params.needs_counts else None
+        self._extras[row] = _Extra(bias, stop_ids, counts)
+
+    def free_row(self, row: int) -> None:
+        self._extras.pop(row, None)
+        self._judged.discard(row)
+
+    def asks_more(self, rows: Sequence[int]) -> bool:
+        """Whether one of these rows needs more than `draw`."""
+        if not self._extras and not self._judged:
+            return False
+        return any(row in self._extras or row in self._judged for row in rows)
+
+    def draw(self, logits: Tensor, rows: Tensor, positions: Tensor) -> Tensor:
+        """The common stage: int64 `[n]` ids, also left in the rows' last tokens.
+
+        logits `[n, vocab]`, overwritten; rows int32 `[n]`, positions int64 `[n]`.
+        """
+        return self._ops.sample(logits, rows, positions, self.state)
+
+    def draw_extra(
+        self,
+        logits: Tensor,
+        row_tensor: Tensor,
+        positions: Tensor,
+        rows: Sequence[int],
+        num_tokens: Sequence[int],
+    ) -> tuple[Tensor, Judgement | None]:
+        """Both stages, for `rows` of which some ask for more; `num_tokens` each had so far.
+
+        The judgement covers the rows that asked for log probabilities, in order.
+        """
+        logits = logits.float()
+        judged = [i for i, row in enumerate(rows) if row in self._judged]
+        raw = logits[judged].clone() if judged else None
+        for i, row in enumerate(rows):
+            if row in self._extras:
+                self._adjust(logits[i], row, num_tokens[i])
+        token_ids = self.draw(logits, row_tensor, positions)
+        for i, row in enumerate(rows):
+            extra = self._extras.get(row)
+            if extra is not None and extra.counts is not None:
+                seen, counts = extra.counts
+                drawn = token_ids[i : i + 1]
+                seen[drawn] = True
+                counts[drawn] += 1
+        if raw is None:
+            return token_ids, None
+        wanted = [self._rows.params[rows[i]].logprobs or 0 for i in judged]
+        return token_ids, Judgement(raw, token_ids[judged], wanted, judged)
+
+    def judge_prompt(
+        self, logits_of: Callable[[Tensor], Tensor], residual: Tensor, row: int, start: int
+    ) -> list[Judgement]:
+        """Log probabilities of the prompt tokens that follow positions `[start, start +
+        len(residual))`.
+        """
+        end = min(start + len(residual), int(self._rows.num_prompt_tokens[row]) - 1)
+        wanted = self._rows.params[row].prompt_logprobs or 0
+        found: list[Judgement] = []
+        for chunk in range(start, end, _PROMPT_LOGITS_ROWS):
+            stop = min(chunk + _PROMPT_LOGITS_ROWS, end)
+            targets = self._rows.token_ids[row, chunk + 1 : stop + 1].astype(np.int64)
+            logits = logits_of(residual[chunk - start : stop - start]).float()
+            places = list(range(stop - chunk))
+            ids = torch.from_numpy(targets).to(self._device)
+            found.append(Judgement(logits, ids, [wanted] * len(places), places))
+        return found
+
+    def _count(self, row: int) -> tuple[Tensor, Tensor]:
         known = torch.from_numpy(
-            self._rows.token_ids[row, : self._rows.num_tokens[row]].astype(np.int64)
+            self._rows.token_ids[row, : self._rows.num_known[row]].astype(np.int64)
         ).to(self._device)
         outputs = known[int(self._rows.num_prompt_tokens[row]) :]
         seen = torch.zeros(self._vocab_size, dtype=torch.bool, device=self._device)
         seen[known] = True
-        counts = torch.bincount(outputs, minlength=self._vocab_size).to(torch.int32)
-        self._counts[row] = (seen, counts)
+        return seen, torch.bincount(outputs, minlength=self._vocab_size).to(torch.int32)
 
-    def free_row(self, row: int) -> None:
-        self._adjusted.discard(row)
-        self._counts.pop(row, None)
-
-    def sample(
-        self, logits: Tensor, rows: npt.NDArray[np.int64]
-    ) -> tuple[list[int], list[TokenLogprobs | None]]:
-        """Draw the next token of `rows`; logits float32 `[rows, vocab]`, overwritten."""
-        judged = [i for i, row in enumerate(rows) if self._rows.params[row].logprobs is not None]
-        raw = logits[judged].clone() if judged else None
-        if self._adjusted:
-            for i, row in enumerate(rows):
-                if row in self._adjusted:
-                    self._adjust(logits[i], int(row))
-        token_ids = self._ops.sample(
-            logits,
-            self._gather(self._rows.temperature, rows),
-            self._gather(self._rows.top_k, rows),
-            self._gather(self._rows.top_p, rows),
-            self._gather(self._rows.min_p, rows),
-            self._gather(self._rows.seeds, rows),
-            self._gather(self._rows.num_tokens, rows).long(),
-        )
-        ids: list[int] = token_ids.tolist()
-        if self._counts:
-            for i, row in enumerate(rows):
-                if row in self._counts:
-                    seen, counts = self._counts[int(row)]
-                    seen[ids[i]] = True
-                    counts[ids[i]] += 1
-        logprobs: list[TokenLogprobs | None] = [None] * len(ids)
-        if raw is not None:
-            wanted = [self._rows.params[rows[i]].logprobs or 0 for i in judged]
-            for i, entry in zip(judged, _judge(raw, token_ids[judged], wanted), strict=True):
-                logprobs[i] = entry
-        return ids, logprobs
-
-    def judge_prompt(
-        self, logits_of: LogitsOf, hidden: Tensor, row: int, start: int
-    ) -> list[TokenLogprobs]:
-        """Log probabilities of the prompt tokens that follow positions `[start, start +
-        len(hidden))`.
-        """
-        end = min(start + len(hidden), int(self._rows.num_prompt_tokens[row]) - 1)
-        wanted = self._rows.params[row].prompt_logprobs or 0
-        entries: list[TokenLogprobs] = []
-        for chunk in range(start, end, _PROMPT_LOGITS_ROWS):
-            stop = min(chunk + _PROMPT_LOGITS_ROWS, end)
-            targets = self._rows.token_ids[row, chunk + 1 : stop + 1].astype(np.int64)
-            entries += _judge(
-                logits_of(hidden[chunk - start : stop - start]),
-                torch.from_numpy(targets).to(self._device),
-                [wanted] * (stop - chunk),
-            )
-        return entries
-
-    def _gather(self, values: npt.NDArray[np.generic], rows: npt.NDArray[np.int64]) -> Tensor:
-        return torch.from_numpy(values[rows]).to(self._device, non_blocking=True)
-
-    def _adjust(self, logits: Tensor, row: int) -> None:
+    def _adjust(self, logits: Tensor, row: int, num_tokens: int) -> None:
         """Apply what this row asks beyond the common stage to its logits `[vocab]`, in place."""
-        params = self._rows.params[row]
-        if params.logit_bias:
-            ids = torch.tensor(list(params.logit_bias), device=self._device)
-            logits[ids] += torch.tensor(list(params.logit_bias.values()), device=self._device)
-        if row in self._counts:
-            seen, counts = self._counts[row]
+        params, extra = self._rows.params[row], self._extras[row]
+        if extra.bias is not None:
+            ids, amounts = extra.bias
+            logits[ids] += amounts
+        if extra.counts is not None:
+            seen, counts = extra.counts
             if params.repetition_penalty != 1.0:
                 factor = params.repetition_penalty
                 penalised = torch.where(logits > 0, logits / factor, logits * factor)
                 torch.where(seen, penalised, logits, out=logits)
             logits -= params.frequency_penalty * counts
             logits -= params.presence_penalty * (counts > 0)
-        num_output = int(self._rows.num_tokens[row] - self._rows.num_prompt_tokens[row])
-        if num_output < params.min_tokens:
-            # A checkpoint may name an EOS id that its embedding was never enlarged for.
-            stops = [token_id for token_id in params.stop_ids if 0 <= token_id < len(logits)]
-            logits[stops] = -torch.inf
+        num_output = num_tokens - int(self._rows.num_prompt_tokens[row])
+        if extra.stop_ids is not None and num_output < params.min_tokens:
+            logits[extra.stop_ids] = -torch.inf
 
 
-class LogitsOf(Protocol):
-    """`[rows, hidden] -> float32 [rows, vocab]`; a model's `logits`."""
+class Judgement:
+    """Chosen and best log probabilities of some rows, on their way to the host.
 
-    def __call__(self, hidden: Tensor) -> Tensor: ...
+    `read` may be called once the device has passed the point where this was made.
+    """
 
+    def __init__(
+        self, logits: Tensor, token_ids: Tensor, wanted: list[int], places: list[int]
+    ) -> None:
+        """logits float32 `[rows, vocab]`, token_ids int64 `[rows]`; `wanted` best ids of each."""
+        logprobs = torch.log_softmax(logits, dim=-1)
+        chosen = logprobs.gather(1, token_ids[:, None])
+        ranks = (logprobs > chosen).sum(1) + 1
+        top = torch.topk(logprobs, min(max(wanted), logits.shape[1]), dim=-1)
+        self.places = places
+        self._wanted = wanted
+        self._tensors = [
+            tensor.to("cpu", non_blocking=True)
+            for tensor in (token_ids, chosen[:, 0], ranks, top.indices, top.values)
+        ]
 
-def _judge(logits: Tensor, token_ids: Tensor, wanted: list[int]) -> list[TokenLogprobs]:
-    """Chosen and best log probabilities; logits `[rows, vocab]`, token_ids int64 `[rows]`."""
-    logprobs = torch.log_softmax(logits, dim=-1)
-    chosen = logprobs.gather(1, token_ids[:, None])
-    ranks = (logprobs > chosen).sum(1) + 1
-    most = min(max(wanted), logits.shape[1])
-    top = torch.topk(logprobs, most, dim=-1) if most else None
-    top_ids = top.indices.tolist() if top else [[]] * len(wanted)
-    top_values = top.values.tolist() if top else [[]] * len(wanted)
-    return [
-        TokenLogprobs(token_id, logprob, rank, ids[:count], values[:count])
-        for token_id, logprob, rank, ids, values, count in zip(
-            token_ids.tolist(),
-            chosen[:, 0].tolist(),
-            ranks.tolist(),
-            top_ids,
-            top_values,
-            wanted,
-            strict=True,
-        )
-    ]
+    def read(self) -> list[TokenLogprobs]:
+        columns = (tensor.tolist() for tensor in self._tensors)
+        return [
+            TokenLogprobs(token_id, logprob, rank, ids[:count], values[:count])
+            for token_id, logprob, rank, ids, values, count in zip(
+                *columns, self._wanted, strict=True
+            )
+        ]

@@ -41,7 +41,11 @@ class SchedulerConfig:
 
 
 class Scheduler:
-    """Owns the sequences and their pages; `schedule` and `update` alternate, `abort` between."""
+    """Owns the sequences and their pages.
+
+    `schedule` hands out a step, `update` takes its results; up to two steps may be in flight, so
+    that the device always has one to go on with. `abort` and `add` may come at any time between.
+    """
 
     def __init__(
         self,
@@ -53,24 +57,24 @@ class Scheduler:
         self.config = config
         self.pool = pool
         self.waiting: deque[Sequence] = deque()
-        self.running: list[Sequence] = []
+        # Oldest first; a dict for its O(1) removal: a batch of 500 may end in one step.
+        self.running: dict[Sequence, None] = {}
         self._live: dict[str, Sequence] = {}
         self._clock = clock
         self._free_rows = list(range(config.max_num_seqs - 1, -1, -1))
         self._freed_rows: list[int] = []
-        self._scheduled: list[Sequence] = []
-        self._published: list[int] = []
+        self._in_flight: deque[_Flight] = deque()
         self._count_slots_used = 0
         self._watermark_blocks = int(pool.num_blocks * WATERMARK)
         self._counters = _Counters()
 
     @property
     def has_work(self) -> bool:
-        return bool(self.waiting or self.running)
+        return bool(self.waiting or self.running or self._in_flight)
 
     def add(self, request: Add) -> None:
         """Queue a validated request."""
-        sequence = Sequence(request)
+        sequence = Sequence(request, self.config.max_model_len)
         fits = 0 < sequence.num_prompt_tokens < self.config.max_model_len
         assert fits, "validated by the caller"
         assert request.request_id not in self._live, "request ids are never reused"
@@ -85,100 +89,98 @@ class Scheduler:
                 self._finish(sequence)
 
     def schedule(self) -> Step | None:
-        """The next step, None when there is nothing to do."""
-        step = Step(self._freed_rows, [], [], [], [], [], [])
-        self._scheduled, self._published = [], []
-        decoding = [sequence for sequence in self.running if sequence.num_uncomputed == 1]
+        """The next step, in flight from now on until `update` or `fail_steps`.
+
+        None when there is nothing to compute, or nothing more before the oldest step in flight has
+        been updated: its rows end with it, or somebody must be preempted, which needs every sample
+        known.
+        """
+        decoding, prefilling = self._runnable()
         budget = self.config.max_mixed_tokens if decoding else self.config.max_step_tokens
+        short = self._most_blocks_needed(decoding, prefilling, budget) > self.pool.num_free
+        if short and self._in_flight:
+            return None
+        flight = _Flight(Step(self._freed_rows, [], [], [], [], [], []), [], [])
         preempted, starved = 0, False
-        in_prefill = [sequence for sequence in self.running if sequence.num_uncomputed > 1]
-        for sequence in decoding + in_prefill:
+        for sequence in decoding + prefilling:
             count = min(sequence.num_uncomputed, budget)
-            if sequence.status is not Status.RUNNING or not count:
+            if short and sequence.status is not Status.RUNNING or not count:
                 continue
             have = len(sequence.block_ids)
-            fits, victims = self._grow(sequence, count)
-            preempted += victims
-            starved |= not fits
-            if fits:
-                if len(sequence.block_ids) > have:
-                    step.appended_blocks.append((sequence.row, sequence.block_ids[have:]))
-                self._give(step, sequence, count)
-                budget -= count
-        promised = sum(map(self._owed_blocks, self.running))
-        # Nobody new while somebody who is here already goes without.
-        open_to_new = not preempted and not starved
-        while self.waiting and budget and self._free_rows and open_to_new:
-            count = self._admit(self.waiting[0], budget, promised)
-            if not count:
-                break
-            sequence = self.waiting.popleft()
-            promised += self._owed_blocks(sequence)
-            step.new_rows.append(
-                NewRow(
-                    sequence.row,
-                    sequence.token_ids[:],
-                    sequence.num_prompt_tokens,
-                    sequence.block_ids[:],
-                    sequence.params,
-                )
-            )
-            self._give(step, sequence, count)
+            if sequence.num_computed + count > have * self.config.block_size:
+                fits, victims = self._grow(sequence, count, flight)
+                preempted += victims
+                if not fits:
+                    starved = True
+                    continue
+                flight.step.appended_blocks.append((sequence.row, sequence.block_ids[have:]))
+            self._give(flight, sequence, count)
             budget -= count
-        if not step.rows:
-            assert not self.has_work, "work that no step can take on"
+        # Nobody new while somebody who is here already goes without.
+        if self.waiting and not preempted and not starved:
+            self._take_new(flight, budget)
+        if not flight.scheduled:
+            assert self._in_flight or not self.has_work, "work that no step can take on"
             return None
         # NOTE: rows freed by preemption in this very pass are in the list too; a row is freed
         # before it is taken again because Step is applied in field order.
         self._freed_rows = []
-        return step
+        self._in_flight.append(flight)
+        return flight.step
 
-    def update(self, step: Step, sampled: Sampled) -> list[TokenOutput]:
-        """Append what the step drew; finish what ended. Rows aborted meanwhile get nothing."""
+    def update(self, sampled: Sampled) -> list[TokenOutput]:
+        """Append what the oldest step in flight drew; finish what ended. Rows that ended or were
+        aborted meanwhile get nothing.
+        """
+        flight = self._in_flight.popleft()
         outputs: list[TokenOutput] = []
-        for index, sequence in enumerate(self._scheduled):
+        drawn = 0
+        for index, sequence in enumerate(flight.scheduled):
             if sequence.status is not Status.RUNNING:
                 continue
-            sequence.num_computed = step.starts[index] + step.counts[index]
-            judged = sampled.prompt_logprobs[index]
-            if judged is not None and sequence.prompt_logprobs is not None:
-                sequence.prompt_logprobs.extend(judged)
             token_id = sampled.token_ids[index]
+            if sampled.prompt_logprobs is not None and sequence.prompt_logprobs is not None:
+                sequence.prompt_logprobs.extend(sampled.prompt_logprobs[index] or ())
             if token_id is None:
                 continue
+            drawn += 1
+            sequence.num_pending -= 1
+            sequence.token_ids.append(token_id)
             output = TokenOutput(sequence.request_id, [token_id])
-            if sequence.num_output_tokens == 0:
+            if sequence.num_output_tokens == 1:
                 output.cached_tokens = sequence.cached_tokens
                 output.scheduled = sequence.scheduled
                 output.prompt_logprobs, sequence.prompt_logprobs = sequence.prompt_logprobs, None
                 self._counters.prompt_tokens += sequence.num_prompt_tokens
-            logprobs = sampled.logprobs[index]
-            if logprobs is not None:
+            if sampled.logprobs is not None and (logprobs := sampled.logprobs[index]) is not None:
                 output.logprobs = [logprobs]
-            sequence.token_ids.append(token_id)
             output.finish_reason = self._finish_reason(sequence, token_id)
             if output.finish_reason == "stop":
                 output.stop_token_id = token_id
             if output.finish_reason is not None:
                 self._finish(sequence)
+            else:
+                self._publish(sequence, self._in_flight[-1] if self._in_flight else None)
             outputs.append(output)
-        self._counters.generation_tokens += len(outputs)
-        self._counters.step_tokens += step.num_tokens
+        self._counters.generation_tokens += drawn
+        self._counters.step_tokens += flight.step.num_tokens
         return outputs
 
-    def fail_step(self, message: str) -> list[TokenOutput]:
-        """The step did not run to its end: its requests end with an error, its pages are not
+    def fail_steps(self, message: str) -> list[TokenOutput]:
+        """No step in flight ran to its end: their requests end with an error, their pages are not
         findable.
         """
-        for block in self._published:
-            self.pool.withdraw(block)
         outputs = []
-        for sequence in self._scheduled:
-            if sequence.status is Status.RUNNING:
-                outputs.append(
-                    TokenOutput(sequence.request_id, [], finish_reason="error", error=message)
-                )
-                self._finish(sequence)
+        while self._in_flight:
+            flight = self._in_flight.popleft()
+            for block in flight.published:
+                self.pool.withdraw(block)
+            for sequence in flight.scheduled:
+                if sequence.status is Status.RUNNING:
+                    outputs.append(
+                        TokenOutput(sequence.request_id, [], finish_reason="error", error=message)
+                    )
+                    self._finish(sequence)
         return outputs
 
     def take_stats(self) -> EngineStats:
@@ -209,6 +211,55 @@ class Scheduler:
 
     # -- the parts of schedule() ------------------------------------------------------------------
 
+    def _runnable(self) -> tuple[list[Sequence], list[Sequence]]:
+        """Running sequences with one token to compute, and those with more."""
+        decoding: list[Sequence] = []
+        prefilling: list[Sequence] = []
+        for sequence in self.running:
+            known = len(sequence.token_ids) + sequence.num_pending
+            uncomputed = known - sequence.num_computed
+            if uncomputed == 1:
+                # At its full length it only waits for its last sample to become known.
+                if known < sequence.max_num_tokens:
+                    decoding.append(sequence)
+            elif uncomputed:
+                prefilling.append(sequence)
+        return decoding, prefilling
+
+    def _most_blocks_needed(
+        self, decoding: list[Sequence], prefilling: list[Sequence], budget: int
+    ) -> int:
+        """Pages that the running sequences can ask for in this step, at most."""
+        size = self.config.block_size
+        need = 0
+        for sequence in decoding:
+            need += sequence.num_computed == len(sequence.block_ids) * size
+        for sequence in prefilling:
+            end = sequence.num_computed + min(sequence.num_uncomputed, budget)
+            need += max(0, self._blocks_for(end) - len(sequence.block_ids))
+        return need
+
+    def _take_new(self, flight: _Flight, budget: int) -> None:
+        """Admit waiting sequences while there are budget, rows and pages for them."""
+        promised = sum(map(self._owed_blocks, self.running))
+        while self.waiting and budget and self._free_rows:
+            count = self._admit(self.waiting[0], budget, promised)
+            if not count:
+                break
+            sequence = self.waiting.popleft()
+            promised += self._owed_blocks(sequence)
+            flight.step.new_rows.append(
+                NewRow(
+                    sequence.row,
+                    sequence.token_ids[:],
+                    sequence.num_prompt_tokens,
+                    sequence.block_ids[:],
+                    sequence.params,
+                )
+            )
+            self._give(flight, sequence, count)
+            budget -= count
+
     def _blocks_for(self, num_tokens: int) -> int:
         return -(-num_tokens // self.config.block_size)
 
@@ -216,7 +267,7 @@ class Scheduler:
         """Pages for the rest of an admitted prompt; whoever comes later must leave them alone."""
         return self._blocks_for(len(sequence.token_ids)) - len(sequence.block_ids)
 
-    def _grow(self, sequence: Sequence, count: int) -> tuple[bool, int]:
+    def _grow(self, sequence: Sequence, count: int, flight: _Flight) -> tuple[bool, int]:
         """Pages for `count` more tokens, preempting the youngest not yet in this step if need be.
 
         Returns whether the sequence can be computed now, and how many were preempted.
@@ -224,9 +275,9 @@ class Scheduler:
         need = self._blocks_for(sequence.num_computed + count) - len(sequence.block_ids)
         preempted = 0
         while need > self.pool.num_free:
-            victim = self._youngest_unscheduled()
+            victim = self._youngest_unscheduled(flight)
             if victim is sequence and sequence.num_uncomputed > 1:
-                assert self._scheduled, "one sequence of max_model_len always fits an empty pool"
+                assert flight.scheduled, "one sequence of max_model_len always fits an empty pool"
                 # Rows of this step will end or be preempted; waiting keeps what is computed.
                 return False, preempted
             self._preempt(victim)
@@ -236,9 +287,9 @@ class Scheduler:
         sequence.block_ids += self.pool.allocate(max(need, 0))
         return True, preempted
 
-    def _youngest_unscheduled(self) -> Sequence:
-        scheduled = set(map(id, self._scheduled))
-        return next(each for each in reversed(self.running) if id(each) not in scheduled)
+    def _youngest_unscheduled(self, flight: _Flight) -> Sequence:
+        scheduled = set(flight.scheduled)
+        return next(each for each in reversed(self.running) if each not in scheduled)
 
     def _admit(self, sequence: Sequence, budget: int, promised: int) -> int:
         """Give a waiting sequence a row, its cached prefix, its first pages; 0 if it must wait."""
@@ -270,29 +321,48 @@ class Scheduler:
             self._counters.prefix_cache_hits += sequence.cached_tokens
         if sequence.prompt_logprobs is not None:
             sequence.prompt_logprobs = [None]
-        self.running.append(sequence)
+        self.running[sequence] = None
         return count
 
-    def _give(self, step: Step, sequence: Sequence, count: int) -> None:
+    def _give(self, flight: _Flight, sequence: Sequence, count: int) -> None:
         """Put `count` tokens of a sequence that has the pages into the step."""
-        end = sequence.num_computed + count
+        start = sequence.num_computed
+        end = start + count
+        samples = end == len(sequence.token_ids) + sequence.num_pending
+        step = flight.step
         step.rows.append(sequence.row)
-        step.starts.append(sequence.num_computed)
+        step.starts.append(start)
         step.counts.append(count)
-        step.samples.append(end == len(sequence.token_ids))
-        self._scheduled.append(sequence)
-        # NOTE: findable from now on, before it is computed: in each layer all keys of a step are
-        # written before any of its rows attends, so a request admitted later in this same pass may
-        # hit.
-        hashes = sequence.extend_hashes(self.config.block_size)
-        for index in range(sequence.num_published, end // self.config.block_size):
-            if self.pool.publish(sequence.block_ids[index], hashes[index]):
-                self._published.append(sequence.block_ids[index])
-            sequence.num_published = index + 1
+        step.samples.append(samples)
+        flight.scheduled.append(sequence)
+        sequence.num_computed = end
+        sequence.num_pending += samples
+        if count > 1:
+            self._publish(sequence, flight)
+
+    def _publish(self, sequence: Sequence, flight: _Flight | None) -> None:
+        """Make full blocks findable whose ids are known and which are computed, by `flight` at the
+        latest (None: by steps that have ended).
+
+        NOTE: a prompt's blocks are findable before they are computed: in each layer all keys of a
+        step are written before any of its rows attends, so a request admitted later in this same
+        pass may hit.
+        """
+        size = self.config.block_size
+        full = min(len(sequence.token_ids), sequence.num_computed) // size
+        if full <= sequence.num_published:
+            return
+        hashes = sequence.extend_hashes(size)
+        for index in range(sequence.num_published, full):
+            block = sequence.block_ids[index]
+            if self.pool.publish(block, hashes[index]) and flight is not None:
+                flight.published.append(block)
+        sequence.num_published = full
 
     # -- ends -------------------------------------------------------------------------------------
 
     def _preempt(self, sequence: Sequence) -> None:
+        assert not sequence.num_pending, "preempted before its sample was known"
         self._leave_row(sequence)
         sequence.num_computed = 0
         sequence.status = Status.WAITING
@@ -308,7 +378,7 @@ class Scheduler:
         del self._live[sequence.request_id]
 
     def _leave_row(self, sequence: Sequence) -> None:
-        self.running.remove(sequence)
+        del self.running[sequence]
         self._count_slots_used -= sequence.params.needs_counts
         self._freed_rows.append(sequence.row)
         self._free_rows.append(sequence.row)
@@ -320,11 +390,16 @@ class Scheduler:
         params = sequence.params
         if token_id in sequence.stop_ids and sequence.num_output_tokens > params.min_tokens:
             return "stop"
-        if sequence.num_output_tokens == params.max_tokens:
-            return "length"
-        if len(sequence.token_ids) >= self.config.max_model_len:
-            return "length"
-        return None
+        return "length" if len(sequence.token_ids) >= sequence.max_num_tokens else None
+
+
+@dataclass(slots=True)
+class _Flight:
+    """A step that was handed out: its sequences in order, and the pages it made findable."""
+
+    step: Step
+    scheduled: list[Sequence]
+    published: list[int]
 
 
 class _Counters:

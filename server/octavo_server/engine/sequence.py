@@ -17,10 +17,11 @@ class Status(Enum):
 
 
 class Sequence:
-    """Tokens `[0, num_computed)` have their keys and values in `block_ids`; the rest are to be
-    computed.
+    """Tokens `[0, num_computed)` have their keys and values in `block_ids`, or will once the steps
+    in flight have run; the rest are to be computed.
 
-    A preempted sequence keeps its tokens and computes them again: known tokens are replayed, never
+    `num_pending` more tokens than `token_ids` holds were sampled by steps in flight: the device
+    knows them, the host does not yet. At `max_num_tokens` the sequence ends. A preempted sequence keeps its tokens and computes them again: known tokens are replayed, never
     sampled a second time.
     """
 
@@ -29,7 +30,9 @@ class Sequence:
         "block_ids",
         "cached_tokens",
         "hashes",
+        "max_num_tokens",
         "num_computed",
+        "num_pending",
         "num_prompt_tokens",
         "num_published",
         "params",
@@ -43,7 +46,7 @@ class Sequence:
         "token_ids",
     )
 
-    def __init__(self, request: Add) -> None:
+    def __init__(self, request: Add, max_model_len: int) -> None:
         self.request_id = request.request_id
         self.params = request.params
         self.stop_ids = request.params.stop_ids
@@ -52,6 +55,11 @@ class Sequence:
         self.token_ids = list(request.prompt_token_ids)
         self.num_prompt_tokens = len(self.token_ids)
         self.num_computed = 0
+        self.num_pending = 0
+        most = request.params.max_tokens
+        self.max_num_tokens = (
+            max_model_len if most is None else min(max_model_len, self.num_prompt_tokens + most)
+        )
         self.block_ids: list[int] = []
         self.hashes: list[bytes] = []
         self.num_published = 0
@@ -65,7 +73,7 @@ class Sequence:
 
     @property
     def num_uncomputed(self) -> int:
-        return len(self.token_ids) - self.num_computed
+        return len(self.token_ids) + self.num_pending - self.num_computed
 
     @property
     def num_output_tokens(self) -> int:

@@ -29,7 +29,9 @@ class Step(msgspec.Struct, array_like=True):
 
     For scheduled row `rows[i]`, tokens `[starts[i], starts[i] + counts[i])` are computed;
     `samples[i]` says that they reach the end of its known tokens, so that a new token is drawn.
+    The last token of a row may be one that only the device knows, the previous step's sample.
     Decode rows come first, so that the batch splits into a decode part and a rest without a sort.
+    `appended_blocks` names rows of this step only.
     """
 
     freed_rows: list[int]
@@ -49,9 +51,10 @@ class Sampled(msgspec.Struct, array_like=True):
     """Results of a step, in its row order; None where nothing was asked.
 
     `token_ids[i]` is None where `samples[i]` was False. `prompt_logprobs[i]` judges the prompt
-    tokens after each computed position: tokens `starts[i] + 1 ...`, cut at the prompt's end.
+    tokens after each computed position: tokens `starts[i] + 1 ...`, cut at the prompt's end. The
+    lists of log probabilities are None where no row asked.
     """
 
-    token_ids: list[int | None]
-    logprobs: list[TokenLogprobs | None]
-    prompt_logprobs: list[list[TokenLogprobs] | None]
+    token_ids: list[int] | list[int | None]
+    logprobs: list[TokenLogprobs | None] | None = None
+    prompt_logprobs: list[list[TokenLogprobs] | None] | None = None

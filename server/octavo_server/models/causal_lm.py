@@ -6,37 +6,41 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from octavo_kernels.ops import Ops
+from octavo_kernels.ops import ActivationName, AttentionBatch, Ops
 from octavo_server.model_config import ModelConfig
 
 
 @dataclass(slots=True)
 class Batch:
-    """One step's rows as attention sees them; tensors on the model's device."""
+    """One step's tokens; tensors on the model's device."""
 
+    token_ids: Tensor  # int64 [tokens]
+    positions: Tensor  # int64 [tokens]
     slots: Tensor  # int64 [tokens], where each token's key and value go; -1 = nowhere
-    block_tables: Tensor  # int32 [rows, max_blocks]
-    query_starts: Tensor  # int32 [rows + 1], cumulative
-    context_lens: Tensor  # int32 [rows], tokens of the row including this step's
-    max_query_len: int
-    max_context_len: int
+    attention: AttentionBatch
     kv_caches: list[tuple[Tensor, Tensor]]  # a layer: two [blocks, kv_heads, block_size, head_size]
 
 
 class CausalLM(Protocol):
-    """A model whose weights are filled through `slots` and then sealed with `prepare`."""
+    """A model whose weights are filled through `slots` and then sealed with `prepare`.
+
+    Its layers read and add to one residual stream, float32 whatever the model's dtype: in bfloat16
+    it would be rounded twice a layer; kept wide, SmolLM2's logits are a third to a half closer to
+    float32's.
+    """
 
     config: ModelConfig
     prefix: str  # what checkpoints of the whole model put before most tensor names
 
-    def forward(self, token_ids: Tensor, positions: Tensor, batch: Batch) -> Tensor:
-        """int64 `[tokens]`, int64 `[tokens]` -> hidden `[tokens, hidden]`, final norm applied."""
+    def forward(self, batch: Batch) -> Tensor:
+        """The residual stream after the last layer, float32 `[tokens, hidden]`."""
 
-    def logits(self, hidden: Tensor) -> Tensor:
-        """`[rows, hidden]` -> float32 `[rows, vocab_size]`."""
+    def logits(self, residual: Tensor) -> Tensor:
+        """Final norm and head: float32 `[rows, hidden]` -> `[rows, vocab_size]`, the model's
+        dtype.
+        """
 
     def slots(self) -> dict[str, Tensor]:
         """Checkpoint tensor (its name without `prefix`) -> the view of a weight that it fills."""
@@ -48,13 +52,15 @@ class CausalLM(Protocol):
         """Turn filled weights into the layout that the device's `linear` likes; once."""
 
 
-def new_residual(x: Tensor) -> Tensor:
-    """The residual stream, empty: float32 whatever the model's dtype.
+class Norm:
+    """RMSNorm, or LayerNorm where it has a bias; always computed together with what reads it."""
 
-    In bfloat16 it would be rounded twice a layer; kept wide, SmolLM2's logits are a third to a half
-    closer to float32's, for a few more bytes in each norm.
-    """
-    return torch.zeros(x.shape, dtype=torch.float32, device=x.device)
+    def __init__(
+        self, size: int, eps: float, bias: bool, dtype: torch.dtype, device: torch.device
+    ) -> None:
+        self.eps = eps
+        self.weight = torch.empty(size, dtype=dtype, device=device)
+        self.bias = torch.empty(size, dtype=dtype, device=device) if bias else None
 
 
 class Linear:
@@ -67,8 +73,17 @@ class Linear:
         self.weight = torch.empty(outs, ins, dtype=dtype, device=device)
         self.bias = torch.empty(outs, dtype=dtype, device=device) if bias else None
 
-    def __call__(self, x: Tensor) -> Tensor:
-        return self.ops.linear(x, self.weight, self.bias)
+    def of_norm(self, residual: Tensor, norm: Norm) -> Tensor:
+        """`linear(norm(residual))`, `[tokens, outs]`."""
+        return self.ops.norm_linear(
+            residual, norm.weight, norm.bias, norm.eps, self.weight, self.bias
+        )
+
+    def add_to(
+        self, residual: Tensor, x: Tensor, activation: ActivationName | None = None
+    ) -> None:
+        """`residual += linear(activation(x))`, in place."""
+        self.ops.linear_add(x, self.weight, self.bias, residual, activation)
 
     def prepare(self) -> None:
         self.weight = self.ops.prepare_linear(self.weight)
@@ -95,11 +110,13 @@ class Embedding:
         self.table = torch.empty(rows, hidden, dtype=dtype, device=device)
         self.head = self.table if tied else torch.empty_like(self.table)
 
-    def __call__(self, token_ids: Tensor) -> Tensor:
-        return F.embedding(token_ids, self.table)
+    def __call__(
+        self, token_ids: Tensor, positions: Tensor, position_table: Tensor | None = None
+    ) -> Tensor:
+        return self.ops.embed(token_ids, self.table, positions, position_table)
 
-    def logits(self, hidden: Tensor) -> Tensor:
-        return self.ops.linear(hidden, self.head).float()
+    def logits(self, residual: Tensor, norm: Norm) -> Tensor:
+        return self.ops.norm_linear(residual, norm.weight, norm.bias, norm.eps, self.head)
 
     def prepare(self) -> None:
         # The table stays plain for look-ups: a tied head is a copy where the layout differs.

@@ -5,25 +5,14 @@ from __future__ import annotations
 import re
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from octavo_kernels.ops import Ops
 from octavo_server.model_config import ModelConfig
-from octavo_server.models.causal_lm import Batch, Embedding, Linear, new_residual
+from octavo_server.models.causal_lm import Batch, Embedding, Linear, Norm
 
 # Causal masks that old checkpoints carry as buffers.
 _MASKS = re.compile(r"h\.\d+\.attn\.(bias|masked_bias)")
-
-
-class Norm:
-    def __init__(self, ops: Ops, config: ModelConfig, dtype: torch.dtype, device: torch.device):
-        self.ops, self.eps = ops, config.norm_eps
-        self.weight = torch.empty(config.hidden_size, dtype=dtype, device=device)
-        self.bias = torch.empty(config.hidden_size, dtype=dtype, device=device)
-
-    def __call__(self, x: Tensor, residual: Tensor) -> Tensor:
-        return self.ops.layer_norm(x, self.weight, self.bias, self.eps, residual)
 
 
 class Layer:
@@ -33,38 +22,28 @@ class Layer:
         self.ops, self.layer = ops, layer
         self.heads, self.head_size = config.num_heads, config.head_size
         hidden, inner = config.hidden_size, config.intermediate_size
-        self.ln_1 = Norm(ops, config, dtype, device)
+        self.ln_1 = Norm(hidden, config.norm_eps, True, dtype, device)
         self.qkv = Linear(ops, 3 * hidden, hidden, True, dtype, device)
         self.output = Linear(ops, hidden, hidden, True, dtype, device)
-        self.ln_2 = Norm(ops, config, dtype, device)
+        self.ln_2 = Norm(hidden, config.norm_eps, True, dtype, device)
         self.up = Linear(ops, inner, hidden, True, dtype, device)
         self.down = Linear(ops, hidden, inner, True, dtype, device)
 
-    def __call__(self, x: Tensor, residual: Tensor, batch: Batch) -> Tensor:
-        """x is the last layer's output, not yet in `residual`, which is updated in place."""
-        x = self.attention(self.ln_1(x, residual), batch)
-        return self.down(self.ops.gelu(self.up(self.ln_2(x, residual))))
-
-    def attention(self, x: Tensor, batch: Batch) -> Tensor:
-        query, key, value = self.qkv(x).view(-1, 3, self.heads, self.head_size).unbind(1)
+    def __call__(self, residual: Tensor, batch: Batch) -> None:
+        qkv = self.qkv.of_norm(residual, self.ln_1).view(-1, 3, self.heads, self.head_size)
+        query, key, value = qkv.unbind(1)
         key_cache, value_cache = batch.kv_caches[self.layer]
         self.ops.cache_write(key, value, key_cache, value_cache, batch.slots)
         seen = self.ops.paged_attention(
-            query,
-            key_cache,
-            value_cache,
-            batch.block_tables,
-            batch.query_starts,
-            batch.context_lens,
-            max_query_len=batch.max_query_len,
-            max_context_len=batch.max_context_len,
-            scale=self.head_size**-0.5,
+            query, key_cache, value_cache, batch.attention, scale=self.head_size**-0.5
         )
-        return self.output(seen.reshape(len(x), -1))
+        self.output.add_to(residual, seen.view(len(seen), -1))
+        self.down.add_to(residual, self.up.of_norm(residual, self.ln_2), "gelu")
 
     def slots(self) -> dict[str, Tensor]:
         found: dict[str, Tensor] = {}
         for name, norm in (("ln_1", self.ln_1), ("ln_2", self.ln_2)):
+            assert norm.bias is not None
             found |= {f"{name}.weight": norm.weight, f"{name}.bias": norm.bias}
         names = ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj")
         for name, linear in zip(names, self.linears(), strict=True):
@@ -100,19 +79,19 @@ class GPT2:
         self.layers = [
             Layer(config, layer, ops, dtype, device) for layer in range(config.num_layers)
         ]
-        self.ln_f = Norm(ops, config, dtype, device)
+        self.ln_f = Norm(config.hidden_size, config.norm_eps, True, dtype, device)
 
-    def forward(self, token_ids: Tensor, positions: Tensor, batch: Batch) -> Tensor:
-        x = self.embedding(token_ids) + F.embedding(positions, self.positions)
-        residual = new_residual(x)
+    def forward(self, batch: Batch) -> Tensor:
+        residual = self.embedding(batch.token_ids, batch.positions, self.positions)
         for layer in self.layers:
-            x = layer(x, residual, batch)
-        return self.ln_f(x, residual)
+            layer(residual, batch)
+        return residual
 
-    def logits(self, hidden: Tensor) -> Tensor:
-        return self.embedding.logits(hidden)
+    def logits(self, residual: Tensor) -> Tensor:
+        return self.embedding.logits(residual, self.ln_f)
 
     def slots(self) -> dict[str, Tensor]:
+        assert self.ln_f.bias is not None
         found = {
             "wte.weight": self.embedding.table,
             "wpe.weight": self.positions,

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from octavo_kernels.ops import Ops
 from octavo_server.model_config import ModelConfig
-from octavo_server.models.causal_lm import Batch, Embedding, Linear, new_residual
+from octavo_server.models.causal_lm import Batch, Embedding, Linear, Norm
 from octavo_server.models.rotary import cos_sin_table
 
 
@@ -31,29 +31,34 @@ class Attention:
             self.query_norm = torch.empty(self.head_size, dtype=dtype, device=device)
             self.key_norm = torch.empty(self.head_size, dtype=dtype, device=device)
 
-    def __call__(self, x: Tensor, positions: Tensor, cos_sin: Tensor, batch: Batch) -> Tensor:
-        ops, heads, kv_heads = self.ops, self.heads, self.kv_heads
-        qkv = self.qkv(x).view(-1, heads + 2 * kv_heads, self.head_size)
+    def __call__(self, residual: Tensor, norm: Norm, cos_sin: Tensor, batch: Batch) -> None:
+        """Add to `residual` what attention over `norm(residual)` gives."""
+        heads, kv_heads = self.heads, self.kv_heads
+        qkv = self.qkv.of_norm(residual, norm).view(-1, heads + 2 * kv_heads, self.head_size)
         query, key, value = qkv.split((heads, kv_heads, kv_heads), dim=1)
-        if self.query_norm is not None and self.key_norm is not None:
-            query = ops.rms_norm(query, self.query_norm, self.eps)
-            key = ops.rms_norm(key, self.key_norm, self.eps)
-        ops.rotary(query, key, positions, cos_sin)
         key_cache, value_cache = batch.kv_caches[self.layer]
-        ops.cache_write(key, value, key_cache, value_cache, batch.slots)
-        seen = ops.paged_attention(
+        self.ops.rotary_cache(
+            query,
+            key,
+            value,
+            key_cache,
+            value_cache,
+            batch.slots,
+            batch.positions,
+            cos_sin,
+            self.query_norm,
+            self.key_norm,
+            self.eps,
+        )
+        seen = self.ops.paged_attention(
             query,
             key_cache,
             value_cache,
-            batch.block_tables,
-            batch.query_starts,
-            batch.context_lens,
-            max_query_len=batch.max_query_len,
-            max_context_len=batch.max_context_len,
+            batch.attention,
             scale=self.head_size**-0.5,
             sliding_window=self.window,
         )
-        return self.output(seen.reshape(-1, self.query_size))
+        self.output.add_to(residual, seen.view(-1, self.query_size))
 
     def slots(self) -> dict[str, Tensor]:
         found = self.qkv.slots(q_proj=self.query_size, k_proj=self.kv_size, v_proj=self.kv_size)
@@ -67,27 +72,21 @@ class Layer:
     def __init__(
         self, config: ModelConfig, layer: int, ops: Ops, dtype: torch.dtype, device: torch.device
     ) -> None:
-        self.ops, self.eps = ops, config.norm_eps
         hidden, self.inner = config.hidden_size, config.intermediate_size
         self.attention = Attention(config, layer, ops, dtype, device)
         self.gate_up = Linear(ops, 2 * self.inner, hidden, config.mlp_bias, dtype, device)
         self.down = Linear(ops, hidden, self.inner, config.mlp_bias, dtype, device)
-        self.input_norm = torch.empty(hidden, dtype=dtype, device=device)
-        self.mlp_norm = torch.empty(hidden, dtype=dtype, device=device)
+        self.input_norm = Norm(hidden, config.norm_eps, False, dtype, device)
+        self.mlp_norm = Norm(hidden, config.norm_eps, False, dtype, device)
 
-    def __call__(
-        self, x: Tensor, residual: Tensor, positions: Tensor, cos_sin: Tensor, batch: Batch
-    ) -> Tensor:
-        """x is the last layer's output, not yet in `residual`, which is updated in place."""
-        x = self.ops.rms_norm(x, self.input_norm, self.eps, residual)
-        x = self.attention(x, positions, cos_sin, batch)
-        x = self.ops.rms_norm(x, self.mlp_norm, self.eps, residual)
-        return self.down(self.ops.silu_mul(self.gate_up(x)))
+    def __call__(self, residual: Tensor, cos_sin: Tensor, batch: Batch) -> None:
+        self.attention(residual, self.input_norm, cos_sin, batch)
+        self.down.add_to(residual, self.gate_up.of_norm(residual, self.mlp_norm), "silu_mul")
 
     def slots(self) -> dict[str, Tensor]:
         found = {
-            "input_layernorm.weight": self.input_norm,
-            "post_attention_layernorm.weight": self.mlp_norm,
+            "input_layernorm.weight": self.input_norm.weight,
+            "post_attention_layernorm.weight": self.mlp_norm.weight,
         }
         found |= {f"self_attn.{name}": view for name, view in self.attention.slots().items()}
         mlp = self.gate_up.slots(gate_proj=self.inner, up_proj=self.inner)
@@ -113,29 +112,28 @@ class Llama:
         max_len: int | None = None,
     ) -> None:
         assert config.rope is not None
-        self.config, self.ops = config, ops
+        self.config = config
         self.embedding = Embedding(
             ops, config.vocab_size, config.hidden_size, config.tie_word_embeddings, dtype, device
         )
         self.layers = [
             Layer(config, layer, ops, dtype, device) for layer in range(config.num_layers)
         ]
-        self.norm = torch.empty(config.hidden_size, dtype=dtype, device=device)
+        self.norm = Norm(config.hidden_size, config.norm_eps, False, dtype, device)
         length = min(config.max_position, max_len or config.max_position)
         self.cos_sin = cos_sin_table(config.rope, length, device)  # float32 [length, rotary_size]
 
-    def forward(self, token_ids: Tensor, positions: Tensor, batch: Batch) -> Tensor:
-        x = self.embedding(token_ids)
-        residual = new_residual(x)
+    def forward(self, batch: Batch) -> Tensor:
+        residual = self.embedding(batch.token_ids, batch.positions)
         for layer in self.layers:
-            x = layer(x, residual, positions, self.cos_sin, batch)
-        return self.ops.rms_norm(x, self.norm, self.config.norm_eps, residual)
+            layer(residual, self.cos_sin, batch)
+        return residual
 
-    def logits(self, hidden: Tensor) -> Tensor:
-        return self.embedding.logits(hidden)
+    def logits(self, residual: Tensor) -> Tensor:
+        return self.embedding.logits(residual, self.norm)
 
     def slots(self) -> dict[str, Tensor]:
-        found = {"embed_tokens.weight": self.embedding.table, "norm.weight": self.norm}
+        found = {"embed_tokens.weight": self.embedding.table, "norm.weight": self.norm.weight}
         if not self.config.tie_word_embeddings:
             found["lm_head.weight"] = self.embedding.head
         for index, layer in enumerate(self.layers):

@@ -12,9 +12,8 @@ from __future__ import annotations
 import zlib
 
 from octavo_server.engine.messages import TokenLogprobs
-from octavo_server.engine.rows import Rows
 from octavo_server.engine.scheduler import SchedulerConfig
-from octavo_server.engine.step import Sampled, Step
+from octavo_server.engine.step import NewRow, Sampled, Step
 
 VOCAB = 7
 
@@ -47,18 +46,23 @@ def expected_output(
 
 
 class RecordingRunner:
-    """Executes steps against the recorded cache and checks every slot that a row may read."""
+    """Executes steps against the recorded cache and checks every slot that a row may read.
+
+    Like a device it knows each sample at once; the scheduler learns of it when it waits.
+    """
 
     def __init__(self, config: SchedulerConfig) -> None:
-        self.rows = Rows(config.max_num_seqs, config.max_model_len, config.block_size)
         self.config = config
+        self.tokens: dict[int, list[int]] = {}  # row -> known ids, own samples included
+        self.new: dict[int, NewRow] = {}
+        self.blocks: dict[int, list[int]] = {}
         self.content: dict[int, int] = {}
         self.steps = 0
         self.computed_tokens = 0
         self.most_tokens_in_a_step = 0
 
-    def execute(self, step: Step) -> Sampled:
-        self.rows.apply(step)
+    def launch(self, step: Step) -> Sampled:
+        self._apply(step)
         self._check(step)
         chains = [self._chain(row, start + count) for row, start, count in _spans(step)]
         written: dict[int, tuple[int, int]] = {}
@@ -79,38 +83,55 @@ class RecordingRunner:
         self.most_tokens_in_a_step = max(self.most_tokens_in_a_step, step.num_tokens)
         return self._sample(step, chains)
 
+    def wait(self, launched: Sampled) -> Sampled:
+        return launched
+
+    def _apply(self, step: Step) -> None:
+        for row in step.freed_rows:
+            for known in (self.tokens, self.new, self.blocks):
+                known.pop(row, None)  # type: ignore[attr-defined]
+        for new in step.new_rows:
+            assert new.row not in self.new, "a row is taken twice"
+            self.new[new.row] = new
+            self.tokens[new.row] = list(new.token_ids)
+            self.blocks[new.row] = list(new.block_ids)
+        for row, blocks in step.appended_blocks:
+            assert row in step.rows, "pages for a row that is not in the step"
+            self.blocks[row] += blocks
+
     def _sample(self, step: Step, chains: list[list[int]]) -> Sampled:
-        sampled = Sampled([], [], [])
+        token_ids: list[int | None] = []
+        prompt_logprobs: list[list[TokenLogprobs] | None] = []
         for index, (row, start, count) in enumerate(_spans(step)):
             judged = None
-            if self.rows.params[row].prompt_logprobs is not None:
-                last = min(start + count, int(self.rows.num_prompt_tokens[row]) - 1)
-                targets = self.rows.token_ids[row, start + 1 : last + 1].tolist()
+            new = self.new[row]
+            if new.params.prompt_logprobs is not None:
+                last = min(start + count, new.num_prompt_tokens - 1)
+                targets = self.tokens[row][start + 1 : last + 1]
                 judged = [TokenLogprobs(token_id, 0.0, 1, [], []) for token_id in targets]
             token_id = chains[index][-1] % VOCAB if step.samples[index] else None
-            if token_id is not None and self.rows.num_tokens[row] < self.config.max_model_len:
-                self.rows.append_token(row, token_id)
-            sampled.token_ids.append(token_id)
-            sampled.logprobs.append(None)
-            sampled.prompt_logprobs.append(judged)
-        return sampled
+            if token_id is not None and len(self.tokens[row]) < self.config.max_model_len:
+                self.tokens[row].append(token_id)
+            token_ids.append(token_id)
+            prompt_logprobs.append(judged)
+        return Sampled(token_ids, None, prompt_logprobs)
 
     def _chain(self, row: int, length: int) -> list[int]:
         states, state = [], 0
-        for token_id in self.rows.token_ids[row, :length].tolist():
+        for token_id in self.tokens[row][:length]:
             state = chain(state, token_id)
             states.append(state)
         return states
 
     def _slot(self, row: int, position: int) -> int:
-        block = int(self.rows.block_tables[row, position // self.config.block_size])
+        block = self.blocks[row][position // self.config.block_size]
         assert block != 0, "the null block is nobody's"
         return block * self.config.block_size + position % self.config.block_size
 
     def _check(self, step: Step) -> None:
         assert len(set(step.rows)) == len(step.rows), "a row is scheduled twice"
         for index, (row, start, count) in enumerate(_spans(step)):
-            known = int(self.rows.num_tokens[row])
+            known = len(self.tokens[row])
             assert count > 0 and start + count <= known, "more tokens than are known"
             assert step.samples[index] == (start + count == known)
 

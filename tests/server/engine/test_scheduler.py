@@ -32,7 +32,7 @@ class Bench:
     def step(self) -> tuple[Step, list[TokenOutput]]:
         step = self.scheduler.schedule()
         assert step is not None
-        outputs = self.scheduler.update(step, self.runner.execute(step))
+        outputs = self.scheduler.update(self.runner.launch(step))
         self.scheduler.check_integrity()
         return step, outputs
 

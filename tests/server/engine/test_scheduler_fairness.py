@@ -12,9 +12,8 @@ from octavo_server.sampling_params import SamplingParams
 class ConstantRunner:
     """Every sampled token is 3."""
 
-    def execute(self, step: Step) -> Sampled:
-        rows = len(step.rows)
-        return Sampled([3 if s else None for s in step.samples], [None] * rows, [None] * rows)
+    def launch(self, step: Step) -> Sampled:
+        return Sampled([3 if s else None for s in step.samples])
 
 
 def test_a_long_prompt_in_chunks_is_not_starved_by_younger_short_requests() -> None:
@@ -36,7 +35,7 @@ def test_a_long_prompt_in_chunks_is_not_starved_by_younger_short_requests() -> N
         add(f"old{i}", 20, 5 + i % 60)
     step = scheduler.schedule()
     assert step is not None
-    scheduler.update(step, runner.execute(step))
+    scheduler.update(runner.launch(step))
     add("LONG", 2000, 2)  # the pool has 750 pages, it needs 500; all before it are small
     count = younger_served = 0
     for _ in range(2000):
@@ -45,7 +44,7 @@ def test_a_long_prompt_in_chunks_is_not_starved_by_younger_short_requests() -> N
             add(f"young{count}", 20, 5 + count % 60)
         step = scheduler.schedule()
         assert step is not None
-        outputs = scheduler.update(step, runner.execute(step))
+        outputs = scheduler.update(runner.launch(step))
         if any(output.request_id == "LONG" for output in outputs):
             return
         younger_served += sum(

@@ -5,6 +5,7 @@ checked.
 from __future__ import annotations
 
 import os
+from collections import deque
 
 import hypothesis.strategies as st
 from hypothesis import HealthCheck, settings
@@ -20,6 +21,7 @@ from hypothesis.stateful import (
 from octavo_server.engine.block_pool import BlockPool
 from octavo_server.engine.messages import Add
 from octavo_server.engine.scheduler import Scheduler, SchedulerConfig
+from octavo_server.engine.step import Sampled
 from octavo_server.sampling_params import SamplingParams
 from tests.server.engine.recording_runner import VOCAB, RecordingRunner, expected_output
 
@@ -41,9 +43,16 @@ class Engine(RuleBasedStateMachine):
         spare_blocks=st.integers(0, 12),
         step_tokens=st.integers(5, 24),
         caching=st.booleans(),
+        most_in_flight=st.integers(0, 1),
     )
     def start(
-        self, block_size: int, num_seqs: int, spare_blocks: int, step_tokens: int, caching: bool
+        self,
+        block_size: int,
+        num_seqs: int,
+        spare_blocks: int,
+        step_tokens: int,
+        caching: bool,
+        most_in_flight: int,
     ) -> None:
         self.config = SchedulerConfig(
             max_model_len=24,
@@ -58,6 +67,8 @@ class Engine(RuleBasedStateMachine):
         self.pool = BlockPool(blocks, enable_caching=caching)
         self.scheduler = Scheduler(self.config, self.pool, clock=lambda: 0.0)
         self.runner = RecordingRunner(self.config)
+        self.most_in_flight = most_in_flight
+        self.in_flight: deque[Sampled] = deque()
         self.outputs: dict[str, list[int]] = {}
         self.expected: dict[str, list[int]] = {}
         self.prompts: dict[str, list[int]] = {}
@@ -105,29 +116,33 @@ class Engine(RuleBasedStateMachine):
         for _ in range(times):
             self._step()
 
-    @precondition(lambda self: self.scheduler.has_work)
+    @precondition(lambda self: self.expected)
     @rule(data=st.data(), between=st.booleans())
     def abort(self, data: st.DataObject, between: bool) -> None:
         """Abort a live request, between steps or while one runs (its row must then get nothing)."""
         request_id = data.draw(st.sampled_from(sorted(self.expected)))
         step = self.scheduler.schedule() if between else None
         self.scheduler.abort([request_id])
-        if step is not None:
-            sampled = self.runner.execute(step)
-            outputs = self.scheduler.update(step, sampled)
-            assert request_id not in {output.request_id for output in outputs}
-            self._take(outputs)
         self._forget(request_id)
+        if step is not None:
+            self.in_flight.append(self.runner.launch(step))
+            self._collect(self.most_in_flight)
 
     @precondition(lambda self: self.scheduler.has_work)
     @rule()
     def fail(self) -> None:
-        """A step that dies before it wrote anything ends exactly its own requests."""
+        """A step that dies before it wrote anything takes its own requests along, and those of the
+        step in front of it, whose results are lost with it.
+        """
         step = self.scheduler.schedule()
-        assert step is not None
-        self.runner.rows.apply(step)
-        failed = self.scheduler.fail_step("broken")
-        assert len(failed) == len(step.rows)
+        if step is None:
+            return
+        self.runner._apply(step)
+        lost = len(self.in_flight)
+        self.in_flight.clear()
+        failed = self.scheduler.fail_steps("broken")
+        assert len(failed) == len({output.request_id for output in failed})
+        assert len(failed) >= len(step.rows) or lost
         for output in failed:
             assert output.finish_reason == "error" and output.error == "broken"
             self._forget(output.request_id)
@@ -154,11 +169,17 @@ class Engine(RuleBasedStateMachine):
         step = self.scheduler.schedule()
         if step is not None:
             steps_run += 1
-            self._take(self.scheduler.update(step, self.runner.execute(step)))
+            self.in_flight.append(self.runner.launch(step))
+        self._collect(0 if step is None else self.most_in_flight)
+
+    def _collect(self, limit: int) -> None:
+        while len(self.in_flight) > limit:
+            self._take(self.scheduler.update(self.runner.wait(self.in_flight.popleft())))
 
     def _take(self, outputs: list) -> None:  # type: ignore[type-arg]
         for output in outputs:
             request_id = output.request_id
+            assert request_id in self.expected, "an output for a request that ended"
             if not self.outputs[request_id] and output.prompt_logprobs is not None:
                 judged = [entry and entry.token_id for entry in output.prompt_logprobs]
                 assert judged == [None, *self.prompts[request_id][1:]]

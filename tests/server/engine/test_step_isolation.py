@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from octavo_kernels.ops import SamplingRows
 from octavo_kernels.sampling import sample_torch
 from octavo_server import LLM, SamplingParams
 from octavo_server.engine.messages import Add
@@ -88,15 +89,16 @@ def test_a_broken_row_of_logits_does_not_raise(
     logits = torch.randn(2, 50)
     logits[1] = value
     k, p, min_p = params
-    drawn = sample_torch(
-        logits,
-        torch.ones(2),
-        torch.full((2,), k, dtype=torch.int32),
-        torch.full((2,), p),
-        torch.full((2,), min_p),
-        torch.zeros(2, dtype=torch.int64),
-        torch.zeros(2, dtype=torch.int64),
+    state = SamplingRows(
+        temperature=torch.ones(2),
+        top_k=torch.full((2,), k, dtype=torch.int32),
+        top_p=torch.full((2,), p),
+        min_p=torch.full((2,), min_p),
+        seeds=torch.zeros(2, dtype=torch.int64),
+        last_tokens=torch.zeros(2, dtype=torch.int64),
     )
+    rows = torch.arange(2, dtype=torch.int32)
+    drawn = sample_torch(logits, rows, torch.zeros(2, dtype=torch.int64), state)
     assert (drawn >= 0).all() and (drawn < 50).all()
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from octavo_kernels.ops import AttentionBatch
 from octavo_server.model_config import ModelConfig
 from octavo_server.models.causal_lm import Batch, CausalLM
 
@@ -49,19 +50,24 @@ class Rows:
                 slots.append(block * BLOCK_SIZE + position % BLOCK_SIZE)
                 self.lengths[row] += 1
             starts.append(len(ids))
-        batch = Batch(
-            slots=self.tensor(slots, torch.int64),
+        attention = AttentionBatch(
             block_tables=self.tables,
+            rows=self.tensor(list(range(self.count)), torch.int32),
             query_starts=self.tensor(starts, torch.int32),
             context_lens=self.tensor(self.lengths, torch.int32),
+            num_decodes=self.count,
             max_query_len=max(len(chunk) for chunk in chunks),
             max_context_len=max(self.lengths),
+        )
+        batch = Batch(
+            token_ids=self.tensor(ids, torch.int64),
+            positions=self.tensor(positions, torch.int64),
+            slots=self.tensor(slots, torch.int64),
+            attention=attention,
             kv_caches=self.caches,
         )
         with torch.inference_mode():
-            where = self.tensor(positions, torch.int64)
-            hidden = self.model.forward(self.tensor(ids, torch.int64), where, batch)
-            logits = self.model.logits(hidden)
+            logits = self.model.logits(self.model.forward(batch)).float()
         return list(logits.cpu().split([len(chunk) for chunk in chunks]))
 
     def tensor(self, values: list[int], dtype: torch.dtype) -> Tensor:
