@@ -11,6 +11,7 @@ from tests.server.test_greedy_equals_transformers import LENGTHS, make_prompts, 
 from tests.server.tiny_models import FAMILIES, VOCAB_SIZE, make_tiny
 
 from octavo_server import LLM, SamplingParams
+from octavo_server.engine.messages import Add
 
 pytestmark = [
     pytest.mark.gpu,
@@ -74,6 +75,54 @@ def test_half_precision_agrees_up_to_ties(folder: Path, dtype: str) -> None:
             assert token_id in choices
             agreed += token_id == choices[0]
     assert agreed > 0.9 * NEW_TOKENS * len(LENGTHS)
+
+
+REQUESTS = [
+    {"temperature": 0.0},
+    {"temperature": 1.0, "seed": 3},
+    {"temperature": 0.8, "top_p": 0.9, "top_k": 20, "seed": 4},
+    {"temperature": 1.2, "min_p": 0.05, "seed": 5},
+    {"temperature": 0.0, "repetition_penalty": 1.3, "presence_penalty": 0.5},
+    {"temperature": 0.7, "frequency_penalty": 0.8, "seed": 6, "logprobs": 3},
+    {"temperature": 0.0, "logit_bias": {5: 4.0, 9: -100.0}, "logprobs": 0},
+    {"temperature": 1.0, "seed": 7, "min_tokens": 20, "stop_token_ids": list(range(2, 60))},
+]
+
+
+def run_mixed(llm: LLM, prompts: list[list[int]]) -> list[tuple[list[int], str | None]]:
+    """Every prompt with parameters of its own, all in the engine at once."""
+    found: dict[str, list[int]] = {}
+    ends: dict[str, str | None] = {}
+    for index, (prompt, asked) in enumerate(zip(prompts, REQUESTS, strict=True)):
+        settings = {"max_tokens": NEW_TOKENS, "ignore_eos": True, "seed": 0} | asked
+        params = SamplingParams(**settings)  # type: ignore[arg-type]
+        llm.core.add(Add(str(index), prompt, params, 0.0))
+        found[str(index)] = []
+    while llm.core.has_work:
+        report = llm.core.step()
+        for output in report.outputs if report else ():
+            found[output.request_id] += output.token_ids
+            ends[output.request_id] = output.finish_reason
+    return [(found[name], ends[name]) for name in found]
+
+
+def test_graphs_overlap_hits_chunks_and_preemption_change_no_token(folder: Path) -> None:
+    """float32, one request for each kind of sampling; seeds included."""
+    prompts = make_prompts(VOCAB_SIZE)
+    plain = load(folder, "float32", enforce_eager=True, async_scheduling=False)
+    expected = run_mixed(plain, prompts)
+    assert any(end == "stop" for _, end in expected)
+    for settings in (
+        {},
+        {"enforce_eager": True},
+        {"async_scheduling": False},
+        {"enable_prefix_caching": False},
+        {"max_num_batched_tokens": 11, "max_num_seqs": 8},
+        {"num_gpu_blocks_override": 1 + 17},
+    ):
+        llm = load(folder, "float32", **settings)
+        for _ in range(2):  # the second finds the first's prefixes
+            assert run_mixed(llm, prompts) == expected, settings
 
 
 def test_a_seed_gives_the_same_tokens_alone_and_in_a_crowd(folder: Path) -> None:

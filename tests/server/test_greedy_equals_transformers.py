@@ -120,6 +120,28 @@ def test_after_preemption(case: tuple[Path, list[list[int]], list[list[int]]]) -
     assert sum(preemptions) >= 3
 
 
+def test_with_a_step_always_in_flight(
+    case: tuple[Path, list[list[int]], list[list[int]]],
+) -> None:
+    """The next step is launched before the tokens of the last are known: cold, with hits, in
+    chunks, and with preemption, for which the engine must wait.
+    """
+    folder, prompts, expected = case
+    llm = load(folder, async_scheduling=True)
+    assert tokens(generate(llm, prompts)) == expected
+    assert tokens(generate(llm, prompts)) == expected
+    llm = load(
+        folder,
+        async_scheduling=True,
+        max_num_batched_tokens=11,
+        max_num_seqs=8,
+        num_gpu_blocks_override=1 + 17,
+    )
+    preemptions = count_preemptions(llm)
+    assert tokens(generate(llm, prompts)) == expected
+    assert sum(preemptions) >= 3
+
+
 def count_preemptions(llm: LLM) -> list[int]:
     """A list that gets the number of preemptions of each step from now on."""
     counts: list[int] = []

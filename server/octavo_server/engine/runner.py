@@ -138,7 +138,7 @@ class Runner:
         judged: dict[int, list[Judgement]] = {}
         if bucket is not None and graphs is not None:
             result = graphs.replay(bucket)
-            token_ids = None if more else result
+            token_ids = None if more else result[: len(sampled)]
         else:
             residual = self._run(step)
             for index in prompts:
@@ -310,7 +310,7 @@ class Runner:
         host_ids = None
         if token_ids is not None:
             host_ids = self._host_ids[self._turn][: len(sampled)]
-            host_ids.copy_(token_ids[: len(sampled)], non_blocking=True)
+            host_ids.copy_(token_ids, non_blocking=True)
         done = torch.cuda.Event()  # type: ignore[no-untyped-call]
         done.record()
         return Launched(step, host_ids, sampled, judgement, prompts, done)
