@@ -6,15 +6,27 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .language import TRITON_NAMES, Variant, cdiv, jit, tl
+from .language import (
+    TRITON_NAMES,
+    Variant,
+    cdiv,
+    gdc_launch_dependents,
+    gdc_wait,
+    jit,
+    launch_options,
+    tl,
+)
 
 # Elements per program: 1,024 over 4 warps is 8 a thread, two 16-byte loads in bf16.
 _BLOCK = 1024
 
 
 @jit
-def silu_mul_kernel(out, x, width, stride_x: tl.int64, BLOCK: tl.constexpr):
+def silu_mul_kernel(out, x, width, stride_x: tl.int64, BLOCK: tl.constexpr, PDL: tl.constexpr):
     """out `[tokens, width]`, x `[tokens, 2 * width]`; program (token, block of columns)."""
+    if PDL:
+        gdc_launch_dependents()
+        gdc_wait()
     token = tl.program_id(0).to(tl.int64)
     columns = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     mask = columns < width
@@ -25,8 +37,11 @@ def silu_mul_kernel(out, x, width, stride_x: tl.int64, BLOCK: tl.constexpr):
 
 
 @jit
-def gelu_kernel(out, x, width, stride_x: tl.int64, BLOCK: tl.constexpr):
+def gelu_kernel(out, x, width, stride_x: tl.int64, BLOCK: tl.constexpr, PDL: tl.constexpr):
     """out, x `[tokens, width]`; program (token, block of columns)."""
+    if PDL:
+        gdc_launch_dependents()
+        gdc_wait()
     token = tl.program_id(0).to(tl.int64)
     columns = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     mask = columns < width
@@ -48,7 +63,9 @@ def gelu_triton(x: Tensor) -> Tensor:
 def _launch(kernel: object, x: Tensor, width: int) -> Tensor:
     out = torch.empty(x.shape[0], width, dtype=x.dtype, device=x.device)
     if out.numel():
-        kernel[(x.shape[0], cdiv(width, _BLOCK))](out, x, width, x.stride(0), BLOCK=_BLOCK)
+        kernel[(x.shape[0], cdiv(width, _BLOCK))](
+            out, x, width, x.stride(0), BLOCK=_BLOCK, **launch_options(x.device.index)
+        )
     return out
 
 
@@ -58,7 +75,7 @@ def variants() -> list[Variant]:
             name=f"{name} {dtype}",
             kernel=kernel,
             signature={"out": f"*{dtype}", "x": f"*{dtype}", "width": "i32", "stride_x": "i64"},
-            constants={"BLOCK": _BLOCK},
+            constants={"BLOCK": _BLOCK, "PDL": False},
             divisible=("out", "x", "width", "stride_x"),
         )
         for name, kernel in (("silu_mul", silu_mul_kernel), ("gelu", gelu_kernel))

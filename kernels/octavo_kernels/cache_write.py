@@ -5,7 +5,20 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .language import TRITON_NAMES, Variant, jit, next_power_of_2, tl
+from .language import (
+    TRITON_NAMES,
+    Variant,
+    cdiv,
+    gdc_launch_dependents,
+    gdc_wait,
+    jit,
+    launch_options,
+    next_power_of_2,
+    tl,
+)
+
+# Elements of keys that a program copies: 8 a thread of four warps, and as much of values.
+_PROGRAM_ELEMENTS = 1024
 
 
 @jit
@@ -28,17 +41,21 @@ def cache_write_kernel(
     BLOCK_SIZE: tl.constexpr,
     KV_HEADS: tl.constexpr,
     HEAD_SIZE: tl.constexpr,
-    HEADS_PAD: tl.constexpr,
+    TAKE: tl.constexpr,
     HEAD_PAD: tl.constexpr,
+    PDL: tl.constexpr,
 ):
-    """One token a program. int64 throughout: a cache has more than 2^31 elements."""
+    """TAKE heads of one token a program. int64 throughout: a cache has more than 2^31 elements."""
     token = tl.program_id(0).to(tl.int64)
+    if PDL:
+        gdc_wait()
+        gdc_launch_dependents()
     slot = tl.load(slots + token)
     if slot < 0:
         return
     block = slot // BLOCK_SIZE
     offset = slot % BLOCK_SIZE
-    heads = tl.arange(0, HEADS_PAD)[:, None].to(tl.int64)
+    heads = tl.program_id(1).to(tl.int64) * TAKE + tl.arange(0, TAKE)[:, None]
     dims = tl.arange(0, HEAD_PAD)[None, :]
     mask = (heads < KV_HEADS) & (dims < HEAD_SIZE)
     k = tl.load(key + token * stride_kt + heads * stride_kh + dims, mask=mask, other=0.0)
@@ -50,12 +67,13 @@ def cache_write_kernel(
 
 
 def _constants(block_size: int, kv_heads: int, head_size: int) -> dict[str, int]:
+    head_pad = next_power_of_2(head_size)
     return {
         "BLOCK_SIZE": block_size,
         "KV_HEADS": kv_heads,
         "HEAD_SIZE": head_size,
-        "HEADS_PAD": next_power_of_2(kv_heads),
-        "HEAD_PAD": next_power_of_2(head_size),
+        "TAKE": min(next_power_of_2(kv_heads), max(1, _PROGRAM_ELEMENTS // head_pad)),
+        "HEAD_PAD": head_pad,
     }
 
 
@@ -67,10 +85,11 @@ def cache_write_triton(
         return
     _, kv_heads, block_size, head_size = key_cache.shape
     assert key.stride(2) == value.stride(2) == key_cache.stride(3) == value_cache.stride(3) == 1
-    cache_write_kernel[(tokens,)](
+    constants = _constants(block_size, kv_heads, head_size)
+    cache_write_kernel[(tokens, cdiv(kv_heads, constants["TAKE"]))](
         key, value, key_cache, value_cache, slots, *key.stride()[:2], *value.stride()[:2],
         *key_cache.stride()[:3], *value_cache.stride()[:3],
-        **_constants(block_size, kv_heads, head_size),
+        **constants, **launch_options(key_cache.device.index),
     )  # fmt: skip
 
 
@@ -89,7 +108,7 @@ def variants() -> list[Variant]:
                 "slots": "*i64",
                 **dict.fromkeys(strides, "i64"),
             },
-            constants=_constants(16, kv_heads, head_size),
+            constants={**_constants(16, kv_heads, head_size), "PDL": False},
             divisible=(*pointers, "slots", *strides),
         )
         for dtype in TRITON_NAMES.values()

@@ -7,7 +7,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .language import (
-    TRITON_NAMES,
     Variant,
     cdiv,
     gdc_launch_dependents,

@@ -1,8 +1,8 @@
 """LayerNorm, with the residual addition of a pre-norm transformer folded in.
 
 y = (x - mean(x)) / sqrt(var(x) + eps) * weight + bias, over the last dimension, in float32, rounded
-once to x's dtype (Ba et al. 2016). With a residual: residual += x in its own dtype, and x above is
-that sum.
+once to x's dtype (Ba et al. 2016) or to the launcher's out_dtype. With a residual: residual += x in
+its own dtype, and x above is that sum.
 """
 
 from __future__ import annotations
@@ -11,7 +11,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .language import TRITON_NAMES, Variant, jit, next_power_of_2, tl
+from .language import (
+    TRITON_NAMES,
+    Variant,
+    gdc_launch_dependents,
+    gdc_wait,
+    jit,
+    launch_options,
+    next_power_of_2,
+    tl,
+)
 from .rms_norm import warps_for
 
 
@@ -28,10 +37,16 @@ def layer_norm_kernel(
     stride_r: tl.int64,
     HAS_RESIDUAL: tl.constexpr,
     BLOCK: tl.constexpr,
+    PDL: tl.constexpr,
 ):
     row = tl.program_id(0).to(tl.int64)
     columns = tl.arange(0, BLOCK)
     mask = columns < width
+    factor = tl.load(weight + columns, mask=mask, other=0.0).to(tl.float32)
+    shift = tl.load(bias + columns, mask=mask, other=0.0).to(tl.float32)
+    if PDL:
+        gdc_launch_dependents()
+        gdc_wait()
     value = tl.load(x + row * stride_x + columns, mask=mask, other=0.0)
     if HAS_RESIDUAL:
         place = residual + row * stride_r + columns
@@ -43,16 +58,20 @@ def layer_norm_kernel(
     mean = tl.sum(wide, 0) / width
     centred = tl.where(mask, wide - mean, 0.0)
     inverse = 1.0 / tl.sqrt(tl.sum(centred * centred, 0) / width + eps)
-    y = centred * inverse * tl.load(weight + columns, mask=mask, other=0.0).to(tl.float32)
-    y += tl.load(bias + columns, mask=mask, other=0.0).to(tl.float32)
+    y = centred * inverse * factor + shift
     tl.store(out + row * width + columns, y.to(out.dtype.element_ty), mask=mask)
 
 
 def layer_norm_triton(
-    x: Tensor, weight: Tensor, bias: Tensor, eps: float, residual: Tensor | None = None
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    eps: float,
+    residual: Tensor | None = None,
+    out_dtype: torch.dtype | None = None,
 ) -> Tensor:
     rows, width = x.shape
-    out = torch.empty(rows, width, dtype=x.dtype, device=x.device)
+    out = torch.empty(rows, width, dtype=out_dtype or x.dtype, device=x.device)
     if rows == 0:
         return out
     assert x.stride(1) == 1
@@ -62,6 +81,7 @@ def layer_norm_triton(
         out, x, weight, bias, x if residual is None else residual, width, eps,
         x.stride(0), 0 if residual is None else residual.stride(0),
         HAS_RESIDUAL=residual is not None, BLOCK=block, num_warps=warps_for(block),
+        **launch_options(x.device.index),
     )  # fmt: skip
     return out
 
@@ -76,7 +96,9 @@ def variants() -> list[Variant]:
                 "residual": f"*{dtype}", "width": "i32", "eps": "fp32",
                 "stride_x": "i64", "stride_r": "i64",
             },
-            constants={"HAS_RESIDUAL": has_residual, "BLOCK": next_power_of_2(width)},
+            constants={
+                "HAS_RESIDUAL": has_residual, "BLOCK": next_power_of_2(width), "PDL": False,
+            },
             divisible=("out", "x", "weight", "bias", "residual", "width", "stride_x", "stride_r"),
             warps=warps_for(next_power_of_2(width)),
         )

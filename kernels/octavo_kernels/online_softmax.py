@@ -1,4 +1,5 @@
-"""What both attention kernels share on the device: finding a program's sequence, and the key loop.
+"""What both attention kernels share on the device: finding a program's sequence, and one tile of
+keys.
 
 Softmax is online (Milakov & Gimelshein 2018; Dao 2022): a running maximum and sum per query row.
 """
@@ -27,74 +28,85 @@ def find_sequence(query_starts, index, seqs, BLOCK_Q: tl.constexpr):
 
 
 @jit
-def attend(
+def attend_tile(
     q,  # [BLOCK_M, HEAD_PAD]
-    m,  # float32 [BLOCK_M]: running maximum of the scores, in log2 units
+    m,  # float32 [BLOCK_M]: running maximum of the scaled scores, in log2 units
     total,  # float32 [BLOCK_M]: running sum of weights
     acc,  # float32 [BLOCK_M, HEAD_PAD]
-    key_cache,
-    value_cache,
+    keys,  # this kv head of block 0
+    values,
     table,  # this sequence's row of block_tables
-    kv_head,
-    key_begin,  # first key position of this loop
-    key_end,  # end of keys (exclusive): nothing at or past it is read
-    query_positions,  # int32 [BLOCK_M]
-    row_valid,  # bool [BLOCK_M]
-    scale_log2,
+    begin,  # first key position of the tile
+    end,  # CLIPPED: nothing at or past it is read
+    query_positions,  # int32 [BLOCK_M]; CAUSAL: a row sees keys up to its position
+    scale_log2,  # > 0
     window,
     stride_kb: tl.int64,
-    stride_kh: tl.int64,
     stride_ks: tl.int64,
     stride_vb: tl.int64,
-    stride_vh: tl.int64,
     stride_vs: tl.int64,
     BLOCK_SIZE: tl.constexpr,
     HEAD_SIZE: tl.constexpr,
     HEAD_PAD: tl.constexpr,
     TILE: tl.constexpr,
+    CLIPPED: tl.constexpr,
+    CAUSAL: tl.constexpr,
     HAS_WINDOW: tl.constexpr,
     FULL_PRECISION: tl.constexpr,
 ):
-    """Online softmax over key positions [key_begin, key_end)."""
+    """m, total and acc after TILE more keys.
+
+    NOTE: a row whose first tile shows it no key needs HAS_WINDOW: elsewhere m is finite after the
+    first tile.
+    """
     dims = tl.arange(0, HEAD_PAD)
-    dim_valid = dims < HEAD_SIZE
-    for tile_begin in range(key_begin, key_end, TILE):
-        positions = tile_begin + tl.arange(0, TILE)
-        inside = positions < key_end
-        # One table entry per element: any block size works, also one that is no multiple of TILE.
+    positions = begin + tl.arange(0, TILE)
+    inside = positions < end
+    # One table entry per key: any block size works, also one that is no multiple of TILE.
+    if CLIPPED:
         blocks = tl.load(table + positions // BLOCK_SIZE, mask=inside, other=0).to(tl.int64)
-        offsets = (positions % BLOCK_SIZE).to(tl.int64)
-        k_rows = blocks * stride_kb + kv_head * stride_kh + offsets * stride_ks
-        v_rows = blocks * stride_vb + kv_head * stride_vh + offsets * stride_vs
-        k = tl.load(
-            key_cache + k_rows[None, :] + dims[:, None],
-            mask=inside[None, :] & dim_valid[:, None],
-            other=0.0,
-        )  # [HEAD_PAD, TILE]
-        v = tl.load(
-            value_cache + v_rows[:, None] + dims[None, :],
-            mask=inside[:, None] & dim_valid[None, :],
-            other=0.0,
-        )  # [TILE, HEAD_PAD]
-        if FULL_PRECISION:
-            scores = tl.dot(q, k, input_precision="ieee") * scale_log2
+    else:
+        blocks = tl.load(table + positions // BLOCK_SIZE).to(tl.int64)
+    offsets = (positions % BLOCK_SIZE).to(tl.int64)
+    k_places = keys + (blocks * stride_kb + offsets * stride_ks)[None, :] + dims[:, None]
+    v_places = values + (blocks * stride_vb + offsets * stride_vs)[:, None] + dims[None, :]
+    if CLIPPED or HEAD_SIZE != HEAD_PAD:
+        dim_valid = dims < HEAD_SIZE
+        if CLIPPED:
+            k_mask = inside[None, :] & dim_valid[:, None]
+            v_mask = inside[:, None] & dim_valid[None, :]
         else:
-            scores = tl.dot(q, k) * scale_log2  # [BLOCK_M, TILE] float32
-        visible = (positions[None, :] <= query_positions[:, None]) & row_valid[:, None]
-        visible = visible & inside[None, :]
+            k_mask = tl.broadcast_to(dim_valid[:, None], [HEAD_PAD, TILE])
+            v_mask = tl.broadcast_to(dim_valid[None, :], [TILE, HEAD_PAD])
+        k = tl.load(k_places, mask=k_mask, other=0.0)
+        v = tl.load(v_places, mask=v_mask, other=0.0)
+    else:
+        k = tl.load(k_places)  # [HEAD_PAD, TILE]
+        v = tl.load(v_places)  # [TILE, HEAD_PAD]
+    if FULL_PRECISION:
+        scores = tl.dot(q, k, input_precision="ieee")
+    else:
+        scores = tl.dot(q, k)  # [BLOCK_M, TILE] float32
+    if CAUSAL:
+        visible = positions[None, :] <= query_positions[:, None]
+        if CLIPPED:
+            visible = visible & inside[None, :]
         if HAS_WINDOW:
             visible = visible & (positions[None, :] > query_positions[:, None] - window)
         scores = tl.where(visible, scores, float("-inf"))
-        highest = tl.maximum(m, tl.max(scores, 1))
+    elif CLIPPED:
+        scores = tl.where(inside[None, :], scores, float("-inf"))
+    highest = tl.maximum(m, tl.max(scores, 1) * scale_log2)
+    safe = highest
+    if HAS_WINDOW:
         # A row that has seen no key yet has highest = -inf, and exp2(-inf - -inf) is NaN.
         safe = tl.where(highest == float("-inf"), 0.0, highest)
-        weights = tl.exp2(scores - safe[:, None])
-        decay = tl.exp2(m - safe)
-        total = total * decay + tl.sum(weights, 1)
-        acc = acc * decay[:, None]
-        if FULL_PRECISION:
-            acc = tl.dot(weights, v, acc, input_precision="ieee")
-        else:
-            acc = tl.dot(weights.to(v.dtype), v, acc)
-        m = highest
-    return m, total, acc
+    weights = tl.exp2(scores * scale_log2 - safe[:, None])
+    decay = tl.exp2(m - safe)
+    total = total * decay + tl.sum(weights, 1)
+    acc = acc * decay[:, None]
+    if FULL_PRECISION:
+        acc = tl.dot(weights, v, acc, input_precision="ieee")
+    else:
+        acc = tl.dot(weights.to(v.dtype), v, acc)
+    return highest, total, acc

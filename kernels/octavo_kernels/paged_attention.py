@@ -1,9 +1,7 @@
 """Causal attention over paged keys and values: prefill, decode and mixed batches in one op.
 
-The Triton kernel follows vLLM's unified kernel (arXiv 2511.11581): all query heads of a kv head
-share a program ("GQA packing"), a program covers BLOCK_Q query tokens of one sequence, softmax is
-online (Milakov & Gimelshein 2018; Dao 2022). Its grid is an upper bound made of numbers the host
-knows, so a launch never waits for the device; programs without work leave at once.
+On a GPU `paged_decode` computes the sequences of one query token and `paged_prefill` the longer
+ones; which is which they see on the device, so a launch never waits for it.
 """
 
 from __future__ import annotations
@@ -12,96 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from . import paged_decode
-from .language import Variant, jit, tl
-from .online_softmax import LOG2_E, attend, find_sequence
+from . import paged_decode, paged_prefill
 from .ops import AttentionBatch
-from .tiles import attention_variants, choose_tiles
-
-# --------------------------------------------------------------------------------------------------
-# Triton
-# --------------------------------------------------------------------------------------------------
-
-
-@jit
-def paged_attention_kernel(
-    out,  # [tokens, heads, HEAD_SIZE]
-    query,  # [tokens, heads, HEAD_SIZE]
-    key_cache,  # [blocks, kv_heads, BLOCK_SIZE, HEAD_SIZE]
-    value_cache,
-    block_tables,  # int32 [seqs, max_blocks]
-    query_starts,  # int32 [seqs + 1]
-    context_lens,  # int32 [seqs]
-    seqs,
-    scale_log2,
-    window,
-    stride_ot: tl.int64,
-    stride_oh: tl.int64,
-    stride_qt: tl.int64,
-    stride_qh: tl.int64,
-    stride_kb: tl.int64,
-    stride_kh: tl.int64,
-    stride_ks: tl.int64,
-    stride_vb: tl.int64,
-    stride_vh: tl.int64,
-    stride_vs: tl.int64,
-    stride_bt: tl.int64,
-    BLOCK_SIZE: tl.constexpr,
-    HEAD_SIZE: tl.constexpr,
-    HEAD_PAD: tl.constexpr,
-    GROUP: tl.constexpr,
-    BLOCK_Q: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    TILE: tl.constexpr,
-    HAS_WINDOW: tl.constexpr,
-    FULL_PRECISION: tl.constexpr,
-):
-    index = tl.program_id(0)
-    kv_head = tl.program_id(1)
-    seq = find_sequence(query_starts, index, seqs, BLOCK_Q)
-    query_begin = tl.load(query_starts + seq)
-    query_len = tl.load(query_starts + seq + 1) - query_begin
-    first = (index - (query_begin // BLOCK_Q + seq)) * BLOCK_Q  # of this program, in the sequence
-    if first >= query_len:
-        return
-    context_len = tl.load(context_lens + seq)
-    before = context_len - query_len
-
-    # Row i of the tile: query token first + i // GROUP, query head kv_head * GROUP + i % GROUP.
-    rows = tl.arange(0, BLOCK_M)
-    tokens = first + rows // GROUP
-    heads = kv_head * GROUP + rows % GROUP
-    row_valid = (tokens < query_len) & (rows < BLOCK_Q * GROUP)
-    query_positions = before + tokens
-    dims = tl.arange(0, HEAD_PAD)
-    mask = row_valid[:, None] & (dims < HEAD_SIZE)[None, :]
-    token_rows = (query_begin + tokens).to(tl.int64)
-    q = tl.load(
-        query + (token_rows * stride_qt + heads * stride_qh)[:, None] + dims[None, :],
-        mask=mask,
-        other=0.0,
-    )
-
-    key_end = tl.minimum(before + first + BLOCK_Q, context_len)
-    key_begin = 0
-    if HAS_WINDOW:
-        key_begin = tl.maximum(before + first - window + 1, 0)
-    m = tl.full([BLOCK_M], float("-inf"), tl.float32)
-    total = tl.zeros([BLOCK_M], tl.float32)
-    acc = tl.zeros([BLOCK_M, HEAD_PAD], tl.float32)
-    table = block_tables + seq * stride_bt
-    m, total, acc = attend(
-        q, m, total, acc, key_cache, value_cache, table, kv_head, key_begin, key_end,
-        query_positions, row_valid, scale_log2, window,
-        stride_kb, stride_kh, stride_ks, stride_vb, stride_vh, stride_vs,
-        BLOCK_SIZE, HEAD_SIZE, HEAD_PAD, TILE, HAS_WINDOW, FULL_PRECISION,
-    )  # fmt: skip
-    result = acc / tl.where(total == 0.0, 1.0, total)[:, None]
-    tl.store(
-        out + (token_rows * stride_ot + heads * stride_oh)[:, None] + dims[None, :],
-        result.to(out.dtype.element_ty),
-        mask=mask,
-    )
 
 
 def paged_attention_triton(
@@ -114,53 +24,20 @@ def paged_attention_triton(
     sliding_window: int = 0,
     out: Tensor | None = None,
 ) -> Tensor:
-    tokens, heads, head_size = query.shape
-    _, kv_heads, block_size, _ = key_cache.shape
-    query_starts, context_lens = batch.query_starts, batch.context_lens
-    max_query_len, max_context_len = batch.max_query_len, batch.max_context_len
-    block_tables = batch.block_tables[batch.rows.long()]
-    seqs = context_lens.shape[0]
     if out is None:
         out = torch.empty(query.shape, dtype=query.dtype, device=query.device)
-    if tokens == 0 or seqs == 0:
+    if query.shape[0] == 0 or batch.context_lens.shape[0] == 0:
         return out
-    assert heads % kv_heads == 0
+    assert query.shape[1] % key_cache.shape[1] == 0
     assert key_cache.dtype == value_cache.dtype == query.dtype
     assert query.stride(2) == key_cache.stride(3) == value_cache.stride(3) == out.stride(2) == 1
-    tiles = choose_tiles(
-        max_query_len, heads // kv_heads, head_size, query.element_size(), sliding_window > 0
-    )
-    splits = paged_decode.choose_splits(
-        seqs, kv_heads, max_query_len, max_context_len, sliding_window,
-        paged_decode.multiprocessors(query.device),
-    )  # fmt: skip
-    arguments = (
-        query, key_cache, value_cache, block_tables, query_starts, context_lens,
-        seqs, scale * LOG2_E, sliding_window,
-    )  # fmt: skip
-    strides = (
-        *query.stride()[:2], *key_cache.stride()[:3], *value_cache.stride()[:3],
-        block_tables.stride(0),
-    )  # fmt: skip
-    programs = tokens // tiles.constants["BLOCK_Q"] + seqs
-    sizes = {"BLOCK_SIZE": block_size, "HEAD_SIZE": head_size, **tiles.constants}
-    if splits > 1:
-        paged_decode.launch(out, arguments, strides, programs, kv_heads, splits, tiles, sizes)
-    else:
-        paged_attention_kernel[(programs, kv_heads)](
-            out, *arguments, *out.stride()[:2], *strides, **sizes,
-            num_warps=tiles.warps, num_stages=tiles.stages,
-        )  # fmt: skip
+    assert batch.block_tables.stride(1) == 1
+    assert scale > 0
+    if batch.num_decodes:
+        paged_decode.launch(query, key_cache, value_cache, batch, out, scale, sliding_window)
+    if batch.max_query_len > 1:
+        paged_prefill.launch(query, key_cache, value_cache, batch, out, scale, sliding_window)
     return out
-
-
-def variants() -> list[Variant]:
-    return attention_variants(
-        "paged_attention",
-        paged_attention_kernel,
-        {"decode": 1, "prefill": 512},  # a mixed batch is compiled as prefill
-        {"out": "*{}"},
-    )
 
 
 # --------------------------------------------------------------------------------------------------

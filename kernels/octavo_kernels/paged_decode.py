@@ -1,79 +1,62 @@
-"""Split-KV decode ("flash-decoding", Dao et al. 2023): many programs share one sequence's keys.
+"""Decode attention: one query token per sequence, bound by the bytes of its keys and values.
 
-Each program leaves an unnormalised float32 accumulator, a maximum and a sum; a second kernel joins
-them. Used when a batch has too few programs to fill the device (`choose_splits`).
+Split-KV ("flash-decoding", Dao et al. 2023). The grid is a bound that the host knows; how many
+parts a sequence is cut into is decided on the device from the contexts of the whole batch, so that
+a CUDA graph captured for the longest context is as fast at the shortest, and uneven contexts are
+spread evenly. The last program of a sequence to end joins its parts: no second launch.
 """
 
 from __future__ import annotations
 
 import functools
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from .language import TRITON_NAMES, Variant, jit, next_power_of_2, tl
-from .online_softmax import attend, find_sequence
-from .tiles import Tiles, attention_variants
+from .language import (
+    Variant,
+    cdiv,
+    gdc_launch_dependents,
+    gdc_wait,
+    jit,
+    launch_options,
+    next_power_of_2,
+    tl,
+)
+from .online_softmax import LOG2_E, attend_tile
+from .ops import AttentionBatch
+from .tiles import Parts, Tiles, attention_variants, decode_tiles, sizes
 
-# Above this many query tokens per sequence the unified kernel has programs enough (vLLM's bound).
-MAX_QUERY_LEN = 8
-# More parts than this cost more to join than they save (vLLM uses 16).
-MAX_SPLITS = 16
-# Keys that make a part worth its launch and its join.
-MIN_KEYS = 128
-# Programs per multiprocessor that keep its memory pipes busy.
-PROGRAMS_PER_MULTIPROCESSOR = 2
-
-
-@functools.cache
-def _multiprocessors(index: int) -> int:
-    return torch.cuda.get_device_properties(index).multi_processor_count
-
-
-def multiprocessors(device: torch.device) -> int:
-    """Of a CUDA device; 1 elsewhere (the interpreter), where splitting is up to the caller."""
-    if device.type != "cuda":
-        return 1
-    return _multiprocessors(torch.cuda.current_device() if device.index is None else device.index)
-
-
-def choose_splits(
-    seqs: int,
-    kv_heads: int,
-    max_query_len: int,
-    max_context_len: int,
-    sliding_window: int,
-    multiprocessors: int,
-) -> int:
-    """Parts that each sequence's keys are cut into, a power of two; 1: do not split.
-
-    Depends on bounds the host knows only, so that a captured graph fixes the path.
-    """
-    if max_query_len > MAX_QUERY_LEN:
-        return 1
-    span = max_context_len
-    if sliding_window:
-        span = min(span, sliding_window + max_query_len)
-    wanted = PROGRAMS_PER_MULTIPROCESSOR * multiprocessors // max(1, seqs * kv_heads)
-    parts = min(wanted, span // MIN_KEYS, MAX_SPLITS)
-    return 1 << (parts.bit_length() - 1) if parts > 1 else 1
+PARTS = Parts()
+# Sequences that a program looks at to find its own: classes, because each is compiled.
+_SEQ_CLASSES = (16, 128, 512)
+# float32s of accumulators that a joining program holds at a time: 32 registers a thread.
+_JOIN_ELEMENTS = 4096
+# Counters of a device, a quarter of a MiB: 512 sequences of 128 kv heads.
+_COUNTERS = 1 << 16
 
 
 @jit
 def paged_decode_kernel(
-    part_acc,  # float32 [tokens, heads, SPLITS, HEAD_PAD]
-    part_max,  # float32 [tokens, heads, SPLITS], log2 units; -inf: no key seen
-    part_sum,  # float32 [tokens, heads, SPLITS]
+    out,  # [tokens, heads, HEAD_SIZE]
+    part_acc,  # float32 [slots, kv_heads, GROUP, HEAD_PAD]
+    part_max,  # float32 [slots, kv_heads, GROUP], log2 units; -inf: no key seen
+    part_sum,  # float32 [slots, kv_heads, GROUP]
+    arrived,  # int32 [seqs, kv_heads], zero between launches
     query,  # [tokens, heads, HEAD_SIZE]
     key_cache,  # [blocks, kv_heads, BLOCK_SIZE, HEAD_SIZE]
     value_cache,
-    block_tables,  # int32 [seqs, max_blocks]
+    block_tables,  # int32 [table_rows, max_blocks]
+    rows,  # int32 [seqs]
     query_starts,  # int32 [seqs + 1]
     context_lens,  # int32 [seqs]
     seqs,
+    wanted,  # slots that a batch without short sequences is cut into
+    min_keys,  # a part is at least so long
     scale_log2,
     window,
+    stride_ot: tl.int64,
+    stride_oh: tl.int64,
     stride_qt: tl.int64,
     stride_qh: tl.int64,
     stride_kb: tl.int64,
@@ -87,146 +70,245 @@ def paged_decode_kernel(
     HEAD_SIZE: tl.constexpr,
     HEAD_PAD: tl.constexpr,
     GROUP: tl.constexpr,
-    BLOCK_Q: tl.constexpr,
     BLOCK_M: tl.constexpr,
     TILE: tl.constexpr,
     HAS_WINDOW: tl.constexpr,
     FULL_PRECISION: tl.constexpr,
-    SPLITS: tl.constexpr,
+    SEQS_PAD: tl.constexpr,
+    GROUP_PAD: tl.constexpr,
+    JOIN: tl.constexpr,
+    EARLY: tl.constexpr,
+    PDL: tl.constexpr,
 ):
-    index = tl.program_id(0)
-    kv_head = tl.program_id(1)
-    part = tl.program_id(2)
-    seq = find_sequence(query_starts, index, seqs, BLOCK_Q)
-    query_begin = tl.load(query_starts + seq)
-    query_len = tl.load(query_starts + seq + 1) - query_begin
-    first = (index - (query_begin // BLOCK_Q + seq)) * BLOCK_Q
-    if first >= query_len:
-        return
-    context_len = tl.load(context_lens + seq)
-    before = context_len - query_len
+    """A slot is one part of one sequence; slots are numbered along the sequences.
 
-    rows = tl.arange(0, BLOCK_M)
-    tokens = first + rows // GROUP
-    heads = kv_head * GROUP + rows % GROUP
-    row_valid = (tokens < query_len) & (rows < BLOCK_Q * GROUP)
-    query_positions = before + tokens
+    EARLY: the tables are read before the wait. They were written long before; what counts is that
+    the kernel right in front lets this one start only after its own wait, as `rotary_cache` and
+    `cache_write` do.
+    """
+    kv_head = tl.program_id(0)  # fastest: the heads of a page lie side by side
+    slot = tl.program_id(1)
+    if PDL and not EARLY:
+        gdc_wait()
+        gdc_launch_dependents()
+
+    ids = tl.arange(0, SEQS_PAD)
+    here = ids < seqs
+    query_lens = tl.load(query_starts + ids + 1, mask=here, other=0)
+    query_lens -= tl.load(query_starts + ids, mask=here, other=0)
+    spans = tl.load(context_lens + ids, mask=here, other=0)  # keys that a sequence's query sees
+    if HAS_WINDOW:
+        spans = tl.minimum(spans, window)
+    spans = tl.where(query_lens == 1, spans, 0)
+    part_keys = tl.maximum(tl.cdiv(tl.sum(spans, 0), wanted), min_keys)
+    slot_ends = tl.cumsum(tl.cdiv(spans, part_keys), 0)
+    before = slot_ends <= slot
+    seq = tl.sum(before.to(tl.int32), 0)
+    first_slot = tl.max(tl.where(before, slot_ends, 0), 0)
+    if PDL and EARLY:
+        gdc_wait()
+        gdc_launch_dependents()
+    if seq >= seqs:
+        return
+
+    token = tl.load(query_starts + seq).to(tl.int64)
+    context_len = tl.load(context_lens + seq)
+    table = block_tables + tl.load(rows + seq).to(tl.int64) * stride_bt
+    span = context_len
+    if HAS_WINDOW:
+        span = tl.minimum(context_len, window)
+    parts = tl.cdiv(span, part_keys)
+    # Equal parts of whole tiles; where tiles are coarse the last ones may be empty.
+    length = tl.cdiv(tl.cdiv(span, parts), TILE) * TILE
+    begin = context_len - span + (slot - first_slot) * length
+    end = tl.minimum(begin + length, context_len)
+
+    group = tl.arange(0, BLOCK_M)
+    heads = kv_head * GROUP + group
+    group_valid = group < GROUP
     dims = tl.arange(0, HEAD_PAD)
-    token_rows = (query_begin + tokens).to(tl.int64)
     q = tl.load(
-        query + (token_rows * stride_qt + heads * stride_qh)[:, None] + dims[None, :],
-        mask=row_valid[:, None] & (dims < HEAD_SIZE)[None, :],
+        query + (token * stride_qt + heads * stride_qh)[:, None] + dims[None, :],
+        mask=group_valid[:, None] & (dims < HEAD_SIZE)[None, :],
         other=0.0,
     )
-
-    last = tl.minimum(before + first + BLOCK_Q, context_len)
-    begin = 0
-    if HAS_WINDOW:
-        begin = tl.maximum(before + first - window + 1, 0)
-    # Parts are whole tiles; a short sequence leaves its later parts empty.
-    part_keys = tl.cdiv(tl.cdiv(last - begin, SPLITS), TILE) * TILE
-    key_begin = begin + part * part_keys
-    key_end = tl.minimum(key_begin + part_keys, last)
-
+    keys = key_cache + kv_head * stride_kh
+    values = value_cache + kv_head * stride_vh
     m = tl.full([BLOCK_M], float("-inf"), tl.float32)
     total = tl.zeros([BLOCK_M], tl.float32)
     acc = tl.zeros([BLOCK_M, HEAD_PAD], tl.float32)
-    table = block_tables + seq * stride_bt
-    m, total, acc = attend(
-        q, m, total, acc, key_cache, value_cache, table, kv_head, key_begin, key_end,
-        query_positions, row_valid, scale_log2, window,
-        stride_kb, stride_kh, stride_ks, stride_vb, stride_vh, stride_vs,
-        BLOCK_SIZE, HEAD_SIZE, HEAD_PAD, TILE, HAS_WINDOW, FULL_PRECISION,
-    )  # fmt: skip
-    total_heads = tl.num_programs(1) * GROUP
-    part_rows = (token_rows * total_heads + heads) * SPLITS + part
-    tl.store(part_max + part_rows, m, mask=row_valid)
-    tl.store(part_sum + part_rows, total, mask=row_valid)
-    tl.store(part_acc + part_rows[:, None] * HEAD_PAD + dims[None, :], acc, mask=row_valid[:, None])
+    for tile_begin in range(begin, end, TILE):
+        m, total, acc = attend_tile(
+            q, m, total, acc, keys, values, table, tile_begin, end, heads, scale_log2, window,
+            stride_kb, stride_ks, stride_vb, stride_vs, BLOCK_SIZE, HEAD_SIZE, HEAD_PAD, TILE,
+            CLIPPED=True, CAUSAL=False, HAS_WINDOW=False, FULL_PRECISION=FULL_PRECISION,
+        )  # fmt: skip
+
+    place = out + token * stride_ot
+    if parts == 1:
+        tl.store(
+            place + (heads * stride_oh)[:, None] + dims[None, :],
+            (acc / total[:, None]).to(out.dtype.element_ty),
+            mask=group_valid[:, None] & (dims < HEAD_SIZE)[None, :],
+        )
+    else:
+        kv_heads = tl.num_programs(0)
+        part_rows = (slot * kv_heads + kv_head) * GROUP + group
+        tl.store(part_max + part_rows, m, mask=group_valid)
+        tl.store(part_sum + part_rows, total, mask=group_valid)
+        tl.store(
+            part_acc + part_rows[:, None] * HEAD_PAD + dims[None, :],
+            acc,
+            mask=group_valid[:, None],
+        )
+        tl.debug_barrier()  # every thread's part is written before one of them counts it
+        counter = arrived + seq * kv_heads + kv_head
+        if tl.atomic_add(counter, 1, sem="acq_rel") == parts - 1:
+            tl.store(counter, 0)
+            _join(
+                place + kv_head * GROUP * stride_oh, stride_oh, part_acc, part_max, part_sum,
+                (first_slot * kv_heads + kv_head) * GROUP, kv_heads * GROUP, parts,
+                HEAD_SIZE, HEAD_PAD, GROUP, GROUP_PAD, JOIN,
+            )  # fmt: skip
 
 
 @jit
-def join_parts_kernel(
-    out,  # [tokens, heads, HEAD_SIZE]
+def _join(
+    out,  # this sequence's first head of the group
+    stride_oh,
     part_acc,
     part_max,
     part_sum,
-    query_starts,
-    seqs,
-    stride_ot: tl.int64,
-    stride_oh: tl.int64,
+    first,  # row of the first part's first head
+    stride_part,  # rows from a part to the next
+    parts,
     HEAD_SIZE: tl.constexpr,
     HEAD_PAD: tl.constexpr,
-    SPLITS: tl.constexpr,
+    GROUP: tl.constexpr,
+    GROUP_PAD: tl.constexpr,
+    JOIN: tl.constexpr,
 ):
-    token = tl.program_id(0)
-    head = tl.program_id(1)
-    if token >= tl.load(query_starts + seqs):  # padding: no part was written
-        return
-    row = token.to(tl.int64) * tl.num_programs(1) + head
-    parts = tl.arange(0, SPLITS)
+    """JOIN parts at a time, in order: the result does not depend on who arrives last."""
+    group = tl.arange(0, GROUP_PAD)
     dims = tl.arange(0, HEAD_PAD)
-    m = tl.load(part_max + row * SPLITS + parts)
-    sums = tl.load(part_sum + row * SPLITS + parts)
-    highest = tl.max(m, 0)
-    share = tl.exp2(m - tl.where(highest == float("-inf"), 0.0, highest))
-    total = tl.sum(sums * share, 0)
-    acc = tl.load(part_acc + (row * SPLITS + parts)[:, None] * HEAD_PAD + dims[None, :])
-    result = tl.sum(acc * share[:, None], 0) / tl.where(total == 0.0, 1.0, total)
+    m = tl.full([GROUP_PAD], float("-inf"), tl.float32)
+    total = tl.zeros([GROUP_PAD], tl.float32)
+    acc = tl.zeros([GROUP_PAD, HEAD_PAD], tl.float32)
+    for start in range(0, parts, JOIN):
+        part = start + tl.arange(0, JOIN)
+        places = first + part[:, None] * stride_part + group[None, :]  # [JOIN, GROUP_PAD]
+        valid = (part < parts)[:, None] & (group < GROUP)[None, :]
+        # Past the first-level cache: other multiprocessors wrote these.
+        maxima = tl.load(part_max + places, mask=valid, other=float("-inf"), cache_modifier=".cg")
+        sums = tl.load(part_sum + places, mask=valid, other=0.0, cache_modifier=".cg")
+        accs = tl.load(
+            part_acc + places[:, :, None] * HEAD_PAD + dims[None, None, :],
+            mask=valid[:, :, None],
+            other=0.0,
+            cache_modifier=".cg",
+        )
+        highest = tl.maximum(m, tl.max(maxima, 0))
+        safe = tl.where(highest == float("-inf"), 0.0, highest)
+        share = tl.exp2(maxima - safe[None, :])
+        decay = tl.exp2(m - safe)
+        total = total * decay + tl.sum(sums * share, 0)
+        acc = acc * decay[:, None] + tl.sum(accs * share[:, :, None], 0)
+        m = highest
     tl.store(
-        out + token.to(tl.int64) * stride_ot + head * stride_oh + dims,
-        result.to(out.dtype.element_ty),
-        mask=dims < HEAD_SIZE,
+        out + (group * stride_oh)[:, None] + dims[None, :],
+        (acc / total[:, None]).to(out.dtype.element_ty),
+        mask=(group < GROUP)[:, None] & (dims < HEAD_SIZE)[None, :],
     )
 
 
+@functools.cache
+def _multiprocessors(index: int) -> int:
+    return torch.cuda.get_device_properties(index).multi_processor_count
+
+
+def multiprocessors(device: torch.device) -> int:
+    """Of a CUDA device; 1 elsewhere (the interpreter)."""
+    if device.type != "cuda":
+        return 1
+    return _multiprocessors(torch.cuda.current_device() if device.index is None else device.index)
+
+
+_counters: dict[tuple[torch.device, int], Tensor] = {}
+
+
+def counters(device: torch.device, count: int) -> Tensor:
+    """At least `count` zeros, int32, which launches on one stream share: each leaves zeros behind.
+
+    Kept for good, because graphs hold their address. A capture that comes before any eager launch
+    gets its own, zeroed in the graph.
+    """
+    key = (device, max(_COUNTERS, next_power_of_2(count)))
+    if key not in _counters:
+        zeros = torch.zeros(key[1], dtype=torch.int32, device=device)
+        if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+            return zeros
+        _counters[key] = zeros
+    return _counters[key]
+
+
+def _own_sizes(seqs: int, group: int, head_pad: int) -> dict[str, int]:
+    group_pad = next_power_of_2(group)
+    return {
+        "SEQS_PAD": next((size for size in _SEQ_CLASSES if size >= seqs), next_power_of_2(seqs)),
+        "GROUP_PAD": group_pad,
+        "JOIN": max(2, _JOIN_ELEMENTS // (group_pad * head_pad)),
+    }
+
+
 def launch(
+    query: Tensor,
+    key_cache: Tensor,
+    value_cache: Tensor,
+    batch: AttentionBatch,
     out: Tensor,
-    arguments: tuple[Any, ...],
-    strides: tuple[int, ...],
-    programs: int,
-    kv_heads: int,
-    splits: int,
-    tiles: Tiles,
-    sizes: dict[str, Any],
+    scale: float,
+    sliding_window: int,
+    tiles: Tiles | None = None,
+    cut: Parts | None = None,
+    early: bool = False,
 ) -> None:
-    """Both kernels; `arguments` and `strides` as the unified kernel takes them after `out`."""
-    tokens, heads, head_size = out.shape
-    pad = sizes["HEAD_PAD"]
-    acc = torch.empty(tokens, heads, splits, pad, dtype=torch.float32, device=out.device)
-    stats = torch.empty(2, tokens, heads, splits, dtype=torch.float32, device=out.device)
-    paged_decode_kernel[(programs, kv_heads, splits)](
-        acc, stats[0], stats[1], *arguments, *strides, **sizes, SPLITS=splits,
-        num_warps=tiles.warps, num_stages=tiles.stages,
-    )  # fmt: skip
-    query_starts, seqs = arguments[4], arguments[6]
-    join_parts_kernel[(tokens, heads)](
-        out, acc, stats[0], stats[1], query_starts, seqs, *out.stride()[:2],
-        HEAD_SIZE=head_size, HEAD_PAD=pad, SPLITS=splits, num_warps=2,
+    """Attention of the first `num_decodes` sequences, where they have one query token."""
+    _, heads, head_size = query.shape
+    _, kv_heads, block_size, _ = key_cache.shape
+    seqs, group = batch.num_decodes, heads // kv_heads
+    width = query.element_size()
+    tiles = tiles or decode_tiles(group, head_size, width)
+    cut = cut or PARTS
+    constants = sizes(tiles, group, head_size, block_size, width, sliding_window)
+    pad = constants["HEAD_PAD"]
+    wanted = max(1, cut.programs * multiprocessors(query.device) // kv_heads)
+    # The longest that a batch can be, cut into parts of the least length: no more slots than that.
+    longest = max(1, batch.max_context_len)
+    span = min(longest, sliding_window) if sliding_window else longest
+    slots = min(wanted + seqs, seqs * cdiv(span, cut.min_keys))
+    scratch_rows = slots * kv_heads * group if slots > seqs else 0
+    part_acc = torch.empty(scratch_rows, pad, dtype=torch.float32, device=query.device)
+    stats = torch.empty(2, scratch_rows, dtype=torch.float32, device=query.device)
+    paged_decode_kernel[(kv_heads, slots)](
+        out, part_acc, stats[0], stats[1], counters(query.device, seqs * kv_heads),
+        query, key_cache, value_cache, batch.block_tables, batch.rows, batch.query_starts,
+        batch.context_lens, seqs, wanted, cut.min_keys, scale * LOG2_E, sliding_window,
+        *out.stride()[:2], *query.stride()[:2], *key_cache.stride()[:3], *value_cache.stride()[:3],
+        batch.block_tables.stride(0), **constants, **_own_sizes(seqs, group, pad), EARLY=early,
+        num_warps=tiles.warps, num_stages=tiles.stages, **launch_options(query.device.index),
     )  # fmt: skip
 
 
 def variants() -> list[Variant]:
-    parts = {"part_acc": "*fp32", "part_max": "*fp32", "part_sum": "*fp32"}
-    found = attention_variants(
-        "paged_decode", paged_decode_kernel, {"split": 1}, parts, SPLITS=MAX_SPLITS
-    )
-    for dtype in TRITON_NAMES.values():
-        for head_size in (80, 256):
-            found.append(
-                Variant(
-                    name=f"join_parts {dtype} head {head_size}",
-                    kernel=join_parts_kernel,
-                    signature={
-                        "out": f"*{dtype}", **parts, "query_starts": "*i32", "seqs": "i32",
-                        "stride_ot": "i64", "stride_oh": "i64",
-                    },
-                    constants={
-                        "HEAD_SIZE": head_size, "HEAD_PAD": next_power_of_2(head_size),
-                        "SPLITS": MAX_SPLITS,
-                    },
-                    divisible=("out", *parts, "query_starts", "stride_ot", "stride_oh"),
-                    warps=2,
-                )
-            )  # fmt: skip
+    scratch = dict.fromkeys(("part_acc", "part_max", "part_sum"), "*fp32") | {"arrived": "*i32"}
+    found = []
+    for seqs in _SEQ_CLASSES[::2]:
+        own = {"SEQS_PAD": seqs, "EARLY": False, "PDL": False, "GROUP_PAD": 8, "JOIN": 2}
+        found += attention_variants(
+            f"paged_decode seqs {seqs}", paged_decode_kernel, decode_tiles, scratch, own
+        )
+    for variant in found:
+        constants = variant.constants
+        own = _own_sizes(1, constants["GROUP"], constants["HEAD_PAD"])
+        constants |= {key: own[key] for key in ("GROUP_PAD", "JOIN")}
     return found

@@ -1,7 +1,9 @@
 """RMSNorm, with the residual addition of a pre-norm transformer folded in.
 
 y = x / sqrt(mean(x^2) + eps) * weight, over the last dimension (Zhang & Sennrich 2019), in float32,
-rounded once to x's dtype. With a residual: residual += x in its own dtype, and x above is that sum.
+rounded once to x's dtype, or to out_dtype where the launcher is given one (a float32 residual
+stream whose reader multiplies in bfloat16). With a residual: residual += x in its own dtype, and x
+above is that sum.
 """
 
 from __future__ import annotations
@@ -9,7 +11,16 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .language import TRITON_NAMES, Variant, jit, next_power_of_2, tl
+from .language import (
+    TRITON_NAMES,
+    Variant,
+    gdc_launch_dependents,
+    gdc_wait,
+    jit,
+    launch_options,
+    next_power_of_2,
+    tl,
+)
 
 
 @jit
@@ -26,10 +37,15 @@ def rms_norm_kernel(
     stride_r: tl.int64,
     HAS_RESIDUAL: tl.constexpr,
     BLOCK: tl.constexpr,
+    PDL: tl.constexpr,
 ):
     row = tl.program_id(0)
     columns = tl.arange(0, BLOCK)
     mask = columns < width
+    factor = tl.load(weight + columns, mask=mask, other=0.0).to(tl.float32)
+    if PDL:
+        gdc_launch_dependents()
+        gdc_wait()
     source = (row // heads).to(tl.int64) * stride_xt + (row % heads).to(tl.int64) * stride_xh
     value = tl.load(x + source + columns, mask=mask, other=0.0)
     if HAS_RESIDUAL:
@@ -40,7 +56,7 @@ def rms_norm_kernel(
         tl.store(place, value, mask=mask)
     wide = value.to(tl.float32)
     inverse = 1.0 / tl.sqrt(tl.sum(wide * wide, 0) / width + eps)
-    y = wide * inverse * tl.load(weight + columns, mask=mask, other=0.0).to(tl.float32)
+    y = wide * inverse * factor
     tl.store(out + row.to(tl.int64) * width + columns, y.to(out.dtype.element_ty), mask=mask)
 
 
@@ -50,10 +66,14 @@ def warps_for(block: int) -> int:
 
 
 def rms_norm_triton(
-    x: Tensor, weight: Tensor, eps: float, residual: Tensor | None = None
+    x: Tensor,
+    weight: Tensor,
+    eps: float,
+    residual: Tensor | None = None,
+    out_dtype: torch.dtype | None = None,
 ) -> Tensor:
     width = x.shape[-1]
-    out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    out = torch.empty(x.shape, dtype=out_dtype or x.dtype, device=x.device)
     if out.numel() == 0:
         return out
     assert x.stride(-1) == 1
@@ -68,6 +88,7 @@ def rms_norm_triton(
         x.stride(0), x.stride(1) if x.dim() == 3 else 0,
         0 if residual is None else residual.stride(-2),
         HAS_RESIDUAL=residual is not None, BLOCK=block, num_warps=warps_for(block),
+        **launch_options(x.device.index),
     )  # fmt: skip
     return out
 
@@ -75,18 +96,20 @@ def rms_norm_triton(
 def variants() -> list[Variant]:
     found = []
     for dtype in TRITON_NAMES.values():
-        for width, has_residual in ((128, False), (576, True), (4096, True), (8192, False)):
+        # One float32 case: the residual stream into the weight's dtype.
+        for width, has_residual in ((128, False), (576, True), (4096, True), (4096, False)):
+            source = "fp32" if (width, has_residual) == (4096, False) else dtype
             block = next_power_of_2(width)
             found.append(
                 Variant(
-                    name=f"rms_norm {dtype} width {width}{' +residual' * has_residual}",
+                    name=f"rms_norm {source}->{dtype} width {width}{' +residual' * has_residual}",
                     kernel=rms_norm_kernel,
                     signature={
-                        "out": f"*{dtype}", "x": f"*{dtype}", "weight": f"*{dtype}",
+                        "out": f"*{dtype}", "x": f"*{source}", "weight": f"*{dtype}",
                         "residual": f"*{dtype}", "heads": "i32", "width": "i32", "eps": "fp32",
                         "stride_xt": "i64", "stride_xh": "i64", "stride_r": "i64",
                     },
-                    constants={"HAS_RESIDUAL": has_residual, "BLOCK": block},
+                    constants={"HAS_RESIDUAL": has_residual, "BLOCK": block, "PDL": False},
                     divisible=(
                         "out", "x", "weight", "residual", "width",
                         "stride_xt", "stride_xh", "stride_r",

@@ -7,6 +7,12 @@ good as the one whose mass crosses top_p (over what top-k left).
 The draw is Gumbel-max: argmax(logit / temperature + g) has softmax's distribution when the g are
 independent Gumbel(0, 1). g is a hash of (seed, position, id) and nothing else, so a row's draw does
 not depend on the batch it is in, on the device, or on how often its step is replayed.
+
+On the GPU two launches: `scan_kernel` spreads each row's vocabulary over many programs, which leave
+the best score of their chunk; `finish_kernel`, one program a row, joins them. A row with filters
+leaves the peak of every group of 64 logits instead: the groups with the highest peaks hold all its
+best logits, and thresholds are searched among those. Only a row whose set is larger than that (a
+flat distribution under top-p, a top-k of thousands) is read again as a whole, 32 times a threshold.
 """
 
 from __future__ import annotations
@@ -16,283 +22,326 @@ import math
 import torch
 from torch import Tensor
 
-from .language import Variant, jit, tl
-
-# splitmix64's finaliser (Steele, Lea, Flood 2014) makes two 32-bit keys of (seed, position);
-# lowbias32 (Wellons 2018) with a key mixed into its middle makes 31 bits of (keys, id).
-_GOLDEN_64 = 0x9E3779B97F4A7C15
-_MIX_64 = (0xBF58476D1CE4E5B9, 0x94D049BB133111EB)
-_GOLDEN_32 = 0x9E3779B9
-_MIX_32 = (0x7FEB352D, 0x846CA68B)
-# Largest v below 1 in float32: keeps -log(1 - v) finite.
-_LARGEST_UNIFORM = 1.0 - 2.0**-24
+from .gumbel import gumbel, gumbel_noise
+from .language import (
+    Variant,
+    cdiv,
+    gdc_launch_dependents,
+    gdc_wait,
+    jit,
+    launch_options,
+    next_power_of_2,
+    tl,
+)
+from .ops import SamplingRows
+from .thresholds import cutoff_of, load_logits, mass_of, raise_among, raise_threshold
 
 # Lowest finite float32: a threshold there keeps every id but those at -inf.
 _LOWEST = torch.finfo(torch.float32).min
-# Best candidates looked at before a whole row is sorted for top-p.
+# Best candidates looked at before a whole row is sorted for top-p (CPU).
 _FIRST_CANDIDATES = 1024
 
-
-# Vocabulary entries per program and pass: 16 float32 a thread over 8 warps.
-_BLOCK = 4096
-
-
-@jit
-def _mix_64_triton(x):
-    x = (x ^ (x >> 30)) * 0xBF58476D1CE4E5B9
-    x = (x ^ (x >> 27)) * 0x94D049BB133111EB
-    return x ^ (x >> 31)
-
-
-@jit
-def gumbel(seed, position, ids):
-    """`gumbel_noise` of one row: int64 scalars, int32 ids of any shape -> float32."""
-    key = _mix_64_triton(seed.to(tl.uint64) + 0x9E3779B97F4A7C15)
-    key = _mix_64_triton(key + position.to(tl.uint64))
-    low = (key & 0xFFFFFFFF).to(tl.uint32)
-    high = (key >> 32).to(tl.uint32)
-    x = ids.to(tl.uint32) * 0x9E3779B9 + low
-    x = (x ^ (x >> 16)) * 0x7FEB352D
-    x = x ^ high
-    x = (x ^ (x >> 15)) * 0x846CA68B
-    x = x ^ (x >> 16)
-    v = ((x & 0x7FFFFFFF).to(tl.int32).to(tl.float32) + 0.5) * 4.656612873077393e-10  # 2^-31
-    v = tl.minimum(v, 0.9999999403953552)  # 1 - 2^-24
-    # -log(1 - v). 1 - v drops the low bits of a small v, which decide the largest noises.
-    small = v * (1.0 + v * (0.5 + v * 0.3333333333333333))
-    return -tl.log(tl.where(v < 0.00390625, small, -tl.log(1.0 - v)))
+# Vocabulary entries per step of a program: 16 a thread over 4 warps (scan), 8 over 16 (finish).
+_BLOCK = 2048
+_FINISH_BLOCK = 4096
+# Programs that fill the GPU: 8 of 4 warps on each of 132 multiprocessors. More rows than that
+# share out get longer chunks rather than more programs.
+_PROGRAMS = 1056
+# Logits whose peak is kept, and how many groups are looked at closely: 128 x 64 candidates are 16
+# registers of a thread of the finishing program, and hold any top-k to 128 whatever the order.
+_GROUP = 64
+_CANDIDATE_GROUPS = 128
 
 
 @jit
-def _ordered(x):
-    """int64 that orders as float32 x does (and equal for both zeros)."""
-    bits = tl.where(x == 0.0, 0.0, x).to(tl.int32, bitcast=True)
-    return tl.where(bits < 0, bits ^ 0x7FFFFFFF, bits).to(tl.int64)
-
-
-@jit
-def _unordered(order):
-    bits = order.to(tl.int32)
-    return tl.where(bits < 0, bits ^ 0x7FFFFFFF, bits).to(tl.float32, bitcast=True)
-
-
-@jit
-def _mass(row, vocab, threshold, best, temperature, COUNT: tl.constexpr, BLOCK: tl.constexpr):
-    """Of the logits >= threshold: their number (COUNT) or their weight exp((x - best) / t)."""
-    total = tl.zeros([BLOCK], tl.float32)  # per lane: a vocabulary is far below 2^24 * BLOCK
-    for begin in range(0, vocab, BLOCK):
-        ids = begin + tl.arange(0, BLOCK)
-        x = tl.load(row + ids, mask=ids < vocab, other=float("-inf"))
-        if COUNT:
-            total += tl.where(x >= threshold, 1.0, 0.0)
-        else:
-            total += tl.where(x >= threshold, tl.exp((x - best) / temperature), 0.0)
-    return tl.sum(total, 0)
-
-
-@jit
-def _raise_threshold(
-    row, vocab, threshold, target, best, temperature, COUNT: tl.constexpr, BLOCK: tl.constexpr
-):
-    """Largest value >= threshold above which at least `target` remains, by bisection of its bits.
-
-    32 passes over the row, which its multiprocessor's cache holds; only rows that ask pay.
-    """
-    low = _ordered(threshold)
-    high = _ordered(best)
-    while low < high:
-        middle = low + (high - low + 1) // 2
-        kept = _mass(row, vocab, _unordered(middle), best, temperature, COUNT, BLOCK)
-        if kept >= target:
-            low = middle
-        else:
-            high = middle - 1
-    return _unordered(low)
-
-
-@jit
-def sample_kernel(
-    out,  # int64 [rows]
-    logits,  # float32 [rows, vocab]
-    temperatures,  # float32 [rows]
-    top_ks,  # int32 [rows]
-    top_ps,  # float32 [rows]
-    min_ps,  # float32 [rows]
-    seeds,  # int64 [rows]
-    positions,  # int64 [rows]
+def scan_kernel(
+    best_values,  # float32 [n, chunks], written: best score; the best logit of a row with filters
+    best_ids,  # int32 [n, chunks], written: whose it is, the lowest of equals
+    masses,  # float32 [n, chunks], written for rows with filters: sum of exp((x - best) / t)
+    peaks,  # float32 [n, groups], written for rows with filters
+    logits,  # [n, vocab]
+    rows,  # int32 [n]
+    temperatures,  # float32 [max_rows + 1], as are the next five
+    top_ks,  # int32
+    top_ps,  # float32
+    min_ps,  # float32
+    seeds,  # int64
+    positions,  # int64 or int32 [n]
     vocab,
+    chunks,
+    groups,
+    tiles,  # of BLOCK logits, in a chunk
     stride_row: tl.int64,
     BLOCK: tl.constexpr,
+    GROUP: tl.constexpr,
+    PDL: tl.constexpr,
+):
+    """Program (row, chunk of its vocabulary)."""
+    if PDL:
+        gdc_launch_dependents()
+        gdc_wait()
+    index = tl.program_id(0).to(tl.int64)
+    chunk = tl.program_id(1)
+    owner = tl.load(rows + index)
+    temperature = tl.load(temperatures + owner)
+    k = tl.load(top_ks + owner)
+    asks = ((k > 0) & (k < vocab)) | (tl.load(top_ps + owner) < 1.0)
+    asks = (asks | (tl.load(min_ps + owner) > 0.0)) & (temperature != 0.0)
+    seed = tl.load(seeds + owner)
+    position = tl.load(positions + index).to(tl.int64)
+    row = logits + index * stride_row
+    begin = chunk * tiles * BLOCK
+    place = index * chunks + chunk
+    best_value = tl.full([BLOCK], float("-inf"), tl.float32)
+    if asks:
+        mass = tl.zeros([BLOCK], tl.float32)  # per lane, relative to the lane's best
+        for tile in range(tiles):
+            ids = begin + tile * BLOCK + tl.arange(0, BLOCK)
+            x = load_logits(row, ids, ids < vocab)
+            group = (begin + tile * BLOCK) // GROUP + tl.arange(0, BLOCK // GROUP)
+            peak = tl.max(tl.reshape(x, [BLOCK // GROUP, GROUP]), 1)
+            tl.store(peaks + index * groups + group, peak, mask=group < groups)
+            better = tl.maximum(best_value, x)
+            base = tl.where(better == float("-inf"), 0.0, better)
+            mass = mass * tl.exp((best_value - base) / temperature)
+            mass += tl.exp((x - base) / temperature)
+            best_value = better
+        best = tl.max(best_value, 0)
+        base = tl.where(best == float("-inf"), 0.0, best)
+        tl.store(best_values + place, best)
+        tl.store(masses + place, tl.sum(mass * tl.exp((best_value - base) / temperature), 0))
+    else:
+        best_id = tl.zeros([BLOCK], tl.int32)
+        for tile in range(tiles):
+            ids = begin + tile * BLOCK + tl.arange(0, BLOCK)
+            score = load_logits(row, ids, ids < vocab)
+            if temperature != 0.0:
+                score = score / temperature + gumbel(seed, position, ids)
+            better = score > best_value
+            best_value = tl.where(better, score, best_value)
+            best_id = tl.where(better, ids, best_id)
+        best = tl.max(best_value, 0)
+        tl.store(best_values + place, best)
+        lowest = tl.min(tl.where(best_value == best, best_id, 0x7FFFFFFF), 0)
+        tl.store(best_ids + place, lowest)
+
+
+@jit
+def finish_kernel(
+    out,  # int64 [n]
+    last_tokens,  # int64 [max_rows + 1], written at rows
+    candidates,  # int32 [n, CANDIDATES]: scratch for the numbers of a row's best groups
+    best_values,  # what scan_kernel left
+    best_ids,
+    masses,
+    peaks,
+    logits,
+    rows,
+    temperatures,
+    top_ks,
+    top_ps,
+    min_ps,
+    seeds,
+    positions,
+    vocab,
+    chunks,
+    groups,
+    stride_row: tl.int64,
+    CHUNKS: tl.constexpr,  # power of 2, >= chunks
+    GROUPS: tl.constexpr,  # likewise
+    GROUP: tl.constexpr,
+    CANDIDATES: tl.constexpr,  # groups looked at closely
+    BLOCK: tl.constexpr,
+    PDL: tl.constexpr,
 ):
     """One row a program."""
-    index = tl.program_id(0)
-    row = logits + index.to(tl.int64) * stride_row
-    best_value = tl.full([BLOCK], float("-inf"), tl.float32)
-    best_id = tl.zeros([BLOCK], tl.int32)
-    for begin in range(0, vocab, BLOCK):
-        ids = begin + tl.arange(0, BLOCK)
-        x = tl.load(row + ids, mask=ids < vocab, other=float("-inf"))
-        better = x > best_value
-        best_value = tl.where(better, x, best_value)
-        best_id = tl.where(better, ids, best_id)
-    best = tl.max(best_value, 0)
-    temperature = tl.load(temperatures + index)
-    if temperature == 0.0:
-        winner = tl.min(tl.where(best_value == best, best_id, 0x7FFFFFFF), 0)
-        tl.store(out + index, winner.to(tl.int64))
-        return
+    if PDL:
+        gdc_launch_dependents()
+        gdc_wait()
+    index = tl.program_id(0).to(tl.int64)
+    owner = tl.load(rows + index)
+    temperature = tl.load(temperatures + owner)
+    k = tl.load(top_ks + owner)
+    p = tl.load(top_ps + owner)
+    min_p = tl.load(min_ps + owner)
+    chunk = tl.arange(0, CHUNKS)
+    values = tl.load(best_values + index * chunks + chunk, mask=chunk < chunks, other=float("-inf"))
+    best = tl.max(values, 0)
+    has_k = (k > 0) & (k < vocab)
+    asks = (has_k | (p < 1.0) | (min_p > 0.0)) & (temperature != 0.0)
+    if not asks:
+        best_id = tl.load(best_ids + index * chunks + chunk, mask=chunk < chunks, other=0x7FFFFFFF)
+        winner = tl.min(tl.where(values == best, best_id, 0x7FFFFFFF), 0)
+    else:
+        row = logits + index * stride_row
+        group = tl.arange(0, GROUPS)
+        peak = tl.load(peaks + index * groups + group, mask=group < groups, other=float("-inf"))
+        cutoff = cutoff_of(peak, best, CANDIDATES)
+        chosen = peak >= cutoff
+        slot = tl.cumsum(chosen.to(tl.int32), 0) - 1
+        tl.store(candidates + index * CANDIDATES + slot, group, mask=chosen)
+        tl.debug_barrier()  # the list is read by other threads than wrote it
+        slots = tl.arange(0, CANDIDATES)
+        used = slots < tl.sum(chosen.to(tl.int32), 0)
+        picked = tl.load(candidates + index * CANDIDATES + slots, mask=used, other=0)
+        ids = picked[:, None] * GROUP + tl.arange(0, GROUP)[None, :]
+        x = load_logits(row, ids, used[:, None] & (ids < vocab))
+        x = tl.where(x >= cutoff, x, float("-inf"))  # now: every logit of the row >= cutoff
+        base = tl.where(best == float("-inf"), 0.0, best)
+        weights = tl.exp((x - base) / temperature)
 
-    k = tl.load(top_ks + index)
-    p = tl.load(top_ps + index)
-    min_p = tl.load(min_ps + index)
-    threshold = tl.full([], -3.4028234663852886e38, tl.float32)  # as _LOWEST
-    if (k > 0) & (k < vocab):
-        threshold = _raise_threshold(
-            row, vocab, threshold, k.to(tl.float32), best, temperature, True, BLOCK
-        )
-    if p < 1.0:
-        target = p * _mass(row, vocab, threshold, best, temperature, False, BLOCK)
-        threshold = _raise_threshold(row, vocab, threshold, target, best, temperature, False, BLOCK)
-    if min_p > 0.0:
-        threshold = tl.maximum(threshold, best + temperature * tl.log(min_p))
+        threshold = tl.full([], -3.4028234663852886e38, tl.float32)  # as _LOWEST
+        mass = tl.load(masses + index * chunks + chunk, mask=chunk < chunks, other=0.0)
+        total = tl.sum(mass * tl.exp((values - base) / temperature), 0)
+        if has_k:
+            target = k.to(tl.float32)
+            ones = tl.where(x >= cutoff, 1.0, 0.0)
+            if tl.sum(tl.sum(ones, 1), 0) >= target:
+                threshold = raise_among(x, ones, cutoff, target, best)
+            else:
+                threshold = raise_threshold(
+                    row, vocab, threshold, target, best, temperature, True, BLOCK
+                )
+            if p < 1.0:
+                if threshold >= cutoff:
+                    total = tl.sum(tl.sum(tl.where(x >= threshold, weights, 0.0), 1), 0)
+                else:
+                    total = mass_of(row, vocab, threshold, base, temperature, False, BLOCK)
+        if p < 1.0:
+            target = p * total
+            floor = tl.maximum(threshold, cutoff)
+            if tl.sum(tl.sum(tl.where(x >= floor, weights, 0.0), 1), 0) >= target:
+                threshold = raise_among(x, weights, floor, target, best)
+            else:
+                threshold = raise_threshold(
+                    row, vocab, threshold, target, best, temperature, False, BLOCK
+                )
+        if min_p > 0.0:
+            threshold = tl.maximum(threshold, best + temperature * tl.log(min_p))
 
-    seed = tl.load(seeds + index)
-    position = tl.load(positions + index)
-    best_value = tl.full([BLOCK], float("-inf"), tl.float32)
-    best_id = tl.zeros([BLOCK], tl.int32)
-    for begin in range(0, vocab, BLOCK):
-        ids = begin + tl.arange(0, BLOCK)
-        x = tl.load(row + ids, mask=ids < vocab, other=float("-inf"))
-        score = tl.where(
-            x >= threshold, x / temperature + gumbel(seed, position, ids), float("-inf")
-        )
-        better = score > best_value
-        best_value = tl.where(better, score, best_value)
-        best_id = tl.where(better, ids, best_id)
-    winner = tl.min(tl.where(best_value == tl.max(best_value, 0), best_id, 0x7FFFFFFF), 0)
+        seed = tl.load(seeds + owner)
+        position = tl.load(positions + index).to(tl.int64)
+        if threshold >= cutoff:
+            noisy = x / temperature + gumbel(seed, position, ids)
+            score = tl.where(x >= threshold, noisy, float("-inf"))
+            top = tl.max(tl.max(score, 1), 0)
+            winner = tl.min(tl.min(tl.where(score == top, ids, 0x7FFFFFFF), 1), 0)
+        else:
+            best_value = tl.full([BLOCK], float("-inf"), tl.float32)
+            best_every = tl.zeros([BLOCK], tl.int32)
+            for begin in range(0, vocab, BLOCK):
+                every = begin + tl.arange(0, BLOCK)
+                y = load_logits(row, every, every < vocab)
+                noisy = y / temperature + gumbel(seed, position, every)
+                score_here = tl.where(y >= threshold, noisy, float("-inf"))
+                better = score_here > best_value
+                best_value = tl.where(better, score_here, best_value)
+                best_every = tl.where(better, every, best_every)
+            top = tl.max(best_value, 0)
+            winner = tl.min(tl.where(best_value == top, best_every, 0x7FFFFFFF), 0)
     tl.store(out + index, winner.to(tl.int64))
+    tl.store(last_tokens + owner, winner.to(tl.int64))
 
 
-def sample_triton(
-    logits: Tensor,
-    temperature: Tensor,
-    top_k: Tensor,
-    top_p: Tensor,
-    min_p: Tensor,
-    seeds: Tensor,
-    positions: Tensor,
-) -> Tensor:
-    rows, vocab = logits.shape
-    out = torch.empty(rows, dtype=torch.int64, device=logits.device)
-    if rows:
-        assert logits.dtype == torch.float32
-        assert logits.stride(1) == 1
-        sample_kernel[(rows,)](
-            out, logits, temperature, top_k, top_p, min_p, seeds, positions,
-            vocab, logits.stride(0), BLOCK=_BLOCK, num_warps=8,
-        )  # fmt: skip
+def sample_triton(logits: Tensor, rows: Tensor, positions: Tensor, state: SamplingRows) -> Tensor:
+    count, vocab = logits.shape
+    device = logits.device
+    out = torch.empty(count, dtype=torch.int64, device=device)
+    if count == 0:
+        return out
+    assert logits.stride(1) == 1
+    blocks = cdiv(vocab, _BLOCK)
+    tiles = cdiv(blocks * count, _PROGRAMS)
+    chunks = cdiv(blocks, tiles)
+    groups = cdiv(vocab, _GROUP)
+    scratch = torch.empty(2, count, chunks, dtype=torch.float32, device=device)
+    best_ids = torch.empty(count, chunks, dtype=torch.int32, device=device)
+    peaks = torch.empty(count, groups, dtype=torch.float32, device=device)
+    candidates = torch.empty(count, _CANDIDATE_GROUPS, dtype=torch.int32, device=device)
+    asked = (
+        logits, rows, state.temperature, state.top_k, state.top_p, state.min_p, state.seeds,
+        positions,
+    )  # fmt: skip
+    options = launch_options(device.index)
+    scan_kernel[(count, chunks)](
+        scratch[0], best_ids, scratch[1], peaks, *asked, vocab, chunks, groups, tiles,
+        logits.stride(0), BLOCK=_BLOCK, GROUP=_GROUP, num_warps=4, **options,
+    )  # fmt: skip
+    finish_kernel[(count,)](
+        out, state.last_tokens, candidates, scratch[0], best_ids, scratch[1], peaks, *asked,
+        vocab, chunks, groups, logits.stride(0),
+        CHUNKS=next_power_of_2(blocks), GROUPS=next_power_of_2(groups), GROUP=_GROUP,
+        CANDIDATES=_CANDIDATE_GROUPS, BLOCK=_FINISH_BLOCK, num_warps=16, **options,
+    )  # fmt: skip
     return out
 
 
 def variants() -> list[Variant]:
-    signature = {
-        "out": "*i64", "logits": "*fp32", "temperatures": "*fp32", "top_ks": "*i32",
-        "top_ps": "*fp32", "min_ps": "*fp32", "seeds": "*i64", "positions": "*i64",
-        "vocab": "i32", "stride_row": "i64",
+    asked = {
+        "rows": "*i32", "temperatures": "*fp32", "top_ks": "*i32", "top_ps": "*fp32",
+        "min_ps": "*fp32", "seeds": "*i64", "positions": "*i64", "vocab": "i32", "chunks": "i32",
+        "groups": "i32", "stride_row": "i64",
     }  # fmt: skip
-    return [
-        Variant(
-            name=f"sample{' aligned' * aligned}",
-            kernel=sample_kernel,
-            signature=signature,
-            constants={"BLOCK": _BLOCK},
-            divisible=tuple(signature) if aligned else ("out", "logits"),  # GPT-2 has 50,257 ids
-            warps=8,
+    partial = {"best_values": "*fp32", "best_ids": "*i32", "masses": "*fp32", "peaks": "*fp32"}
+    found = []
+    for dtype, vocab in (("bf16", 151_936), ("fp16", 50_257), ("fp32", 128_256)):
+        even = ("vocab", "stride_row") if vocab % 16 == 0 else ()
+        common = {**partial, "logits": f"*{dtype}", **asked}
+        found.append(
+            Variant(
+                name=f"sample scan {dtype} of {vocab}",
+                kernel=scan_kernel,
+                signature={**common, "tiles": "i32"},
+                constants={"BLOCK": _BLOCK, "GROUP": _GROUP, "PDL": False},
+                divisible=(*partial, "logits", *even),
+            )
         )
-        for aligned in (True, False)
-    ]
+        ends = {"out": "*i64", "last_tokens": "*i64", "candidates": "*i32"}
+        found.append(
+            Variant(
+                name=f"sample finish {dtype} of {vocab}",
+                kernel=finish_kernel,
+                signature={**ends, **common},
+                constants={
+                    "CHUNKS": next_power_of_2(cdiv(vocab, _BLOCK)),
+                    "GROUPS": next_power_of_2(cdiv(vocab, _GROUP)),
+                    "GROUP": _GROUP, "CANDIDATES": _CANDIDATE_GROUPS, "BLOCK": _FINISH_BLOCK,
+                    "PDL": False,
+                },
+                divisible=(*ends, *partial, "logits", *even),
+                warps=16,
+            )
+        )  # fmt: skip
+    return found
 
 
-def _signed(value: int, bits: int) -> int:
-    return value - (1 << bits) if value >> (bits - 1) else value
-
-
-def _shift_right(x: Tensor, by: int, bits: int) -> Tensor:
-    """Logical shift of a signed integer tensor."""
-    return (x >> by).bitwise_and_((1 << (bits - by)) - 1)
-
-
-def _mix_64(x: Tensor) -> Tensor:
-    for shift, factor in ((30, _MIX_64[0]), (27, _MIX_64[1])):
-        x = (x ^ _shift_right(x, shift, 64)) * _signed(factor, 64)
-    return x ^ _shift_right(x, 31, 64)
-
-
-def _row_keys(seeds: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
-    """Two int32 `[rows]` keys from int64 seeds and positions."""
-    mixed = _mix_64(_mix_64(seeds + _signed(_GOLDEN_64, 64)) + positions)
-    low = mixed & 0xFFFFFFFF
-    high = _shift_right(mixed, 32, 64)
-    return _as_int32(low), _as_int32(high)
-
-
-def _as_int32(x: Tensor) -> Tensor:
-    """Low 32 bits of int64 values in [0, 2^32), reinterpreted as int32."""
-    return torch.where(x >= 1 << 31, x - (1 << 32), x).to(torch.int32)
-
-
-def gumbel_noise(seeds: Tensor, positions: Tensor, ids: Tensor) -> Tensor:
-    """Gumbel(0, 1) noise float32 `[rows, n]` for ids int32 `[n]` or `[rows, n]`."""
-    low, high = _row_keys(seeds, positions)
-    x = (ids * _signed(_GOLDEN_32, 32)) + low.unsqueeze(1)
-    x ^= _shift_right(x, 16, 32)
-    x *= _MIX_32[0]
-    x ^= high.unsqueeze(1)
-    x ^= _shift_right(x, 15, 32)
-    x *= _signed(_MIX_32[1], 32)
-    x ^= _shift_right(x, 16, 32)
-    v = x.bitwise_and_(0x7FFFFFFF).float().add_(0.5).mul_(2.0**-31).clamp_(max=_LARGEST_UNIFORM)
-    return v.neg_().log1p_().neg_().log_().neg_()  # -log(-log(1 - v))
-
-
-def sample_torch(
-    logits: Tensor,
-    temperature: Tensor,
-    top_k: Tensor,
-    top_p: Tensor,
-    min_p: Tensor,
-    seeds: Tensor,
-    positions: Tensor,
-) -> Tensor:
-    rows, vocab = logits.shape
-    temperatures: list[float] = temperature.tolist()
-    if all(t == 0 for t in temperatures):
-        return logits.argmax(-1)
-    ks: list[int] = top_k.tolist()
-    ps: list[float] = top_p.tolist()
-    min_ps: list[float] = min_p.tolist()
-    result = torch.empty(rows, dtype=torch.int64, device=logits.device)
-    greedy = [row for row in range(rows) if temperatures[row] == 0]
-    if greedy:
-        index = torch.tensor(greedy, device=logits.device)
-        result[index] = logits[index].argmax(-1)
-    ids = torch.arange(vocab, dtype=torch.int32, device=logits.device)
-    for row in range(rows):  # a row's intermediates fit in a core's L2; a batch's do not
-        if temperatures[row] == 0:
-            continue
-        k = ks[row] if 0 < ks[row] < vocab else 0
-        drawn = _draw(
-            logits[row],
-            temperatures[row],
-            k,
-            ps[row],
-            min_ps[row],
-            seeds[row : row + 1],
-            positions[row : row + 1],
-            ids,
-        )
-        result[row] = drawn
-    return result
+def sample_torch(logits: Tensor, rows: Tensor, positions: Tensor, state: SamplingRows) -> Tensor:
+    index = rows.long()
+    temperatures: list[float] = state.temperature[index].tolist()
+    drawn = logits.argmax(-1)
+    if any(temperatures):
+        ks: list[int] = state.top_k[index].tolist()
+        ps: list[float] = state.top_p[index].tolist()
+        min_ps: list[float] = state.min_p[index].tolist()
+        seeds = state.seeds[index]
+        vocab = logits.shape[1]
+        ids = torch.arange(vocab, dtype=torch.int32, device=logits.device)
+        for row, temperature in enumerate(temperatures):
+            # A row's intermediates fit in a core's L2; a batch's do not.
+            if temperature == 0:
+                continue
+            drawn[row] = _draw(
+                logits[row].float(),
+                temperature,
+                ks[row] if 0 < ks[row] < vocab else 0,
+                ps[row],
+                min_ps[row],
+                seeds[row : row + 1],
+                positions[row : row + 1].long(),
+                ids,
+            )
+    state.last_tokens[index] = drawn
+    return drawn
 
 
 def _draw(

@@ -1,4 +1,4 @@
-"""How attention work is cut for the GPU: a pure function of numbers the host knows."""
+"""How attention work is cut for the GPU: pure functions of numbers the host knows."""
 
 from __future__ import annotations
 
@@ -7,53 +7,67 @@ from typing import Any
 
 from .language import Variant, next_power_of_2
 
-# Above this many query tokens per sequence a batch counts as prefill and gets tall tiles.
-_SHORT_QUERY = 8
-
 
 @dataclass(frozen=True, slots=True)
 class Tiles:
-    constants: dict[str, int | bool]  # the kernels' tl.constexpr sizes
+    block_m: int  # rows of a query tile: tokens x query heads of one kv head
+    tile: int  # keys of a tile
     warps: int
     stages: int
 
 
-def choose_tiles(
-    max_query_len: int, group: int, head_size: int, element_bytes: int, has_window: bool
-) -> Tiles:
-    """Tile sizes for `group` query heads per kv head of head_size.
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """How decode cuts keys into parts; the number of parts is decided on the device."""
+
+    # Programs with work per multiprocessor: several waves even out their ends.
+    programs: int = 8
+    # Keys that make a part worth its join.
+    min_keys: int = 256
+
+
+def decode_tiles(group: int, head_size: int, element_bytes: int) -> Tiles:
+    """Tile sizes of the decode kernel for `group` query heads per kv head."""
+    block_m = max(16, next_power_of_2(group))  # tl.dot wants 16 rows
+    row_bytes = max(16, next_power_of_2(head_size)) * element_bytes
+    if element_bytes == 4:
+        # Exact float32 products run on the plain cores and unroll into registers.
+        return Tiles(block_m, 16, 4, 2)
+    if row_bytes >= 512:
+        return Tiles(block_m, 32, 4, 2)
+    return Tiles(block_m, 64 if row_bytes <= 128 else 32, 4, 4)
+
+
+def prefill_tiles(group: int, head_size: int, element_bytes: int) -> Tiles:
+    """Tile sizes of the prefill kernel.
 
     Shared memory holds a query tile and `stages` key and value tiles; the widest combination here
     stays under the 163 KiB of sm_80 (tests/kernels/test_compile.py compiles them all).
     """
     head_pad = max(16, next_power_of_2(head_size))
-    block_m = max(16, next_power_of_2(group))  # tl.dot wants 16 rows
-    tile, warps, stages = 32, 4, 3
-    row_bytes = head_pad * element_bytes
     if element_bytes == 4:
-        # Exact float32 products run on the plain cores and unroll into registers: taller or wider
-        # tiles spill kilobytes a thread (17 KiB at 64 x 32), also on sm_90.
-        tile, stages = 16, 2
-    elif max_query_len > _SHORT_QUERY:
-        block_m = max(block_m, 64)
-        tile = 64 if row_bytes <= 256 else 32
-    if row_bytes >= 512:
-        stages = 2
-    if block_m * head_pad > 64 * 128:
-        warps = 8  # the float32 accumulator no longer fits in four warps' registers
-    return Tiles(
-        constants={
-            "HEAD_PAD": head_pad,
-            "GROUP": group,
-            "BLOCK_Q": block_m // group,
-            "BLOCK_M": block_m,
-            "TILE": tile,
-            "HAS_WINDOW": has_window,
-            "FULL_PRECISION": element_bytes == 4,
-        },
-        warps=warps,
-        stages=stages,
-    )
+        # Taller or wider tiles spill kilobytes a thread (17 KiB at 64 x 32), also on sm_90.
+        return Tiles(max(16, next_power_of_2(group)), 16, 8 if head_pad >= 256 else 4, 2)
+    block_m = max(128, next_power_of_2(group))
+    if head_pad >= 256:  # 128 rows spill on sm_80
+        return Tiles(max(64, next_power_of_2(group)), 32, 8, 2)
+    return Tiles(block_m, 64, 8, 3)
+
+
+def sizes(
+    tiles: Tiles, group: int, head_size: int, block_size: int, element_bytes: int, window: int
+) -> dict[str, Any]:
+    """The tl.constexpr arguments that both kernels take."""
+    return {
+        "BLOCK_SIZE": block_size,
+        "HEAD_SIZE": head_size,
+        "HEAD_PAD": max(16, next_power_of_2(head_size)),
+        "GROUP": group,
+        "BLOCK_M": tiles.block_m,
+        "TILE": tiles.tile,
+        "HAS_WINDOW": window > 0,
+        "FULL_PRECISION": element_bytes == 4,
+    }
 
 
 _ELEMENT_BYTES = {"bf16": 2, "fp16": 2, "fp32": 4}
@@ -74,31 +88,34 @@ _SHAPES = (
 
 
 def attention_variants(
-    name: str, kernel: Any, query_lens: dict[str, int], outputs: dict[str, str], **constants: int
+    name: str, kernel: Any, choose: Any, tensors: dict[str, str], more: dict[str, Any]
 ) -> list[Variant]:
-    """Variants of a kernel that takes `outputs` (name -> type, "{}" for query's) and then query,
-    caches and tables; `query_lens`: label -> max_query_len."""
+    """Variants of an attention kernel; `choose` is one of the two functions above, `tensors` has
+    the types of the tensors that the other kernel lacks, `more` its own tl.constexpr arguments."""
     found = []
     for dtype, head_size, group, has_window in _SHAPES:
-        for label, query_len in query_lens.items():
-            tiles = choose_tiles(query_len, group, head_size, _ELEMENT_BYTES[dtype], has_window)
-            tensors = {key: kind.format(dtype) for key, kind in outputs.items()}
-            tensors |= dict.fromkeys(("query", "key_cache", "value_cache"), f"*{dtype}")
-            tables = dict.fromkeys(("block_tables", "query_starts", "context_lens"), "*i32")
-            numbers = {"seqs": "i32", "scale_log2": "fp32", "window": "i32"}
-            strides = [key for key in kernel.arg_names if key.startswith("stride_")]
-            found.append(
-                Variant(
-                    name=f"{name} {label} {dtype} head {head_size} group {group}"
-                    + " window" * has_window,
-                    kernel=kernel,
-                    signature={**tensors, **tables, **numbers, **dict.fromkeys(strides, "i64")},
-                    constants={
-                        "BLOCK_SIZE": 16, "HEAD_SIZE": head_size, **tiles.constants, **constants
-                    },
-                    divisible=(*tensors, *tables, *strides),
-                    warps=tiles.warps,
-                    stages=tiles.stages,
-                )
-            )  # fmt: skip
+        width = _ELEMENT_BYTES[dtype]
+        tiles = choose(group, head_size, width)
+        pointers = dict.fromkeys(("out", "query", "key_cache", "value_cache"), f"*{dtype}")
+        pointers |= dict.fromkeys(
+            ("block_tables", "rows", "query_starts", "context_lens"), "*i32"
+        ) | tensors  # fmt: skip
+        constants = sizes(tiles, group, head_size, 16, width, int(has_window)) | more
+        strides = [key for key in kernel.arg_names if key.startswith("stride_")]
+        numbers = [key for key in kernel.arg_names if key not in {*pointers, *constants, *strides}]
+        found.append(
+            Variant(
+                name=f"{name} {dtype} head {head_size} group {group}" + " window" * has_window,
+                kernel=kernel,
+                signature={
+                    **pointers,
+                    **{key: "fp32" if key == "scale_log2" else "i32" for key in numbers},
+                    **dict.fromkeys(strides, "i64"),
+                },
+                constants=constants,
+                divisible=(*pointers, *strides),
+                warps=tiles.warps,
+                stages=tiles.stages,
+            )
+        )
     return found

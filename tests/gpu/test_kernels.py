@@ -1,7 +1,9 @@
 """The compiled Triton kernels against the oracle on a real GPU, bfloat16 included.
 
+Attention's are in test_attention_kernels.py.
+
 tests/kernels covers odd shapes in the interpreter; this adds what only hardware can show: bfloat16,
-every tile shape, launches without a host sync, and graph capture.
+launches that overlap their predecessors, launches without a host sync, and graph capture.
 
     PYTHONPATH=server:kernels:operator:. python3 -m pytest -c /dev/null --rootdir . \
         --import-mode=importlib -q tests/gpu/test_kernels.py
@@ -18,29 +20,16 @@ if not torch.cuda.is_available():  # before Triton is imported: tests/kernels ma
 
 # ruff: noqa: E402
 from tests.kernels import oracle
-from tests.kernels.paged_batch import PagedBatch, make_batch
 from tests.kernels.tables import assert_close
 
-from octavo_kernels import language, paged_decode, sampling
-from octavo_kernels.ops import Ops, select_ops
+from octavo_kernels import language, linear_add, rms_norm, sampling, skinny_table
+from octavo_kernels.ops import Ops, SamplingRows, select_ops
+from octavo_kernels.skinny_linear import Skinny
 
 DTYPES = [torch.bfloat16, torch.float16, torch.float32]
-# Few, because each costs several compilations; every tile shape is among them.
-SHAPES = [
-    (torch.bfloat16, 1, 64),
-    (torch.bfloat16, 3, 64),
-    (torch.bfloat16, 5, 80),
-    (torch.bfloat16, 8, 128),
-    (torch.bfloat16, 3, 256),
-    (torch.float16, 1, 128),
-    (torch.float16, 8, 80),
-    (torch.float32, 3, 64),
-    (torch.float32, 5, 80),
-    (torch.float32, 8, 256),
-]
-MIXED = ([1, 0, 5, 40, 1, 1], [200, 4, 70, 40, 1, 65])
-DECODE = ([1] * 6, [1, 15, 16, 17, 300, 64])
-PREFILL = ([130, 64], [130, 200])
+FEW = Skinny("few", 8, 512, 4, 3, 1, 2)
+DOT = Skinny("dot", 64, 128, 4, 4, 1, 2)
+SPLIT = Skinny("dot", 32, 128, 4, 4, 4, 2)
 
 
 @pytest.fixture(scope="module")
@@ -51,74 +40,50 @@ def ops() -> Ops:
     return table
 
 
-def check_attention(ops: Ops, batch: PagedBatch) -> None:
-    used = int(batch.query_starts[-1])
-    actual = batch.attend(ops.paged_attention)
-    host = PagedBatch(
-        *(tensor.cpu() for tensor in batch.tensors()),
-        batch.max_query_len, batch.max_context_len, batch.window,
-    )  # fmt: skip
-    assert_close(actual[:used], host.expected()[:used], batch.query.dtype)
-
-
-@pytest.mark.parametrize(("dtype", "group", "head_size"), SHAPES, ids=str)
-@pytest.mark.parametrize("splits", [1, 4])
-def test_paged_attention(
-    ops: Ops,
-    monkeypatch: pytest.MonkeyPatch,
-    dtype: torch.dtype,
-    group: int,
-    head_size: int,
-    splits: int,
-) -> None:
-    monkeypatch.setattr(paged_decode, "choose_splits", lambda *_: splits)
-    for query_lens, contexts in (DECODE, MIXED) if splits > 1 else (DECODE, MIXED, PREFILL):
-        for window in (0, 20):
-            batch = make_batch(
-                query_lens, contexts, heads=2 * group, kv_heads=2, head_size=head_size,
-                dtype=dtype, device="cuda", window=window,
-            )  # fmt: skip
-            check_attention(ops, batch)
-
-
-def test_paged_attention_past_2_to_the_31(ops: Ops) -> None:
-    blocks = (1 << 31) // (16 * 64) + 8
-    cache = torch.empty(blocks, 1, 16, 64, dtype=torch.bfloat16, device="cuda")
-    small = make_batch(
-        [1, 2], [18, 40], heads=1, kv_heads=1, head_size=64, dtype=torch.bfloat16, device="cuda"
+def sampling_rows(count: int, **values: torch.Tensor) -> SamplingRows:
+    """Greedy rows, but for the columns given; one row more than `count`."""
+    state = SamplingRows(
+        temperature=torch.zeros(count + 1),
+        top_k=torch.zeros(count + 1, dtype=torch.int32),
+        top_p=torch.ones(count + 1),
+        min_p=torch.zeros(count + 1),
+        seeds=torch.zeros(count + 1, dtype=torch.int64),
+        last_tokens=torch.zeros(count + 1, dtype=torch.int64),
     )
-    first = blocks - small.key_cache.shape[0]
-    cache[first:] = small.key_cache
-    small.value_cache = small.key_cache
-    large = PagedBatch(
-        small.query, cache, cache, small.block_tables + first, small.query_starts,
-        small.context_lens, 2, 40, 0,
-    )  # fmt: skip
-    assert torch.equal(large.attend(ops.paged_attention), small.attend(ops.paged_attention))
-    key = torch.ones(1, 1, 64, dtype=torch.bfloat16, device="cuda")
-    ops.cache_write(key, key, cache, cache, torch.tensor([blocks * 16 - 1], device="cuda"))
-    assert (cache[-1, 0, -1] == 1).all()
+    for name, column in values.items():
+        getattr(state, name)[:count] = column
+    return state
 
 
-def test_no_op_waits_for_the_device(ops: Ops) -> None:
-    batch = make_batch(*DECODE, heads=9, kv_heads=3, head_size=64, dtype=torch.bfloat16,
-                       device="cuda")  # fmt: skip
-    x = torch.randn(6, 576, dtype=torch.bfloat16, device="cuda")
-    weight, slots = torch.ones_like(x[0]), torch.arange(6, device="cuda")
-    logits = torch.randn(6, 49_152, device="cuda")
-    filters = [torch.full((6,), value, device="cuda") for value in (0.8, 0.9, 0.05)]
-    top_k = torch.full((6,), 40, dtype=torch.int32, device="cuda")
-    key = torch.randn(6, 3, 64, dtype=torch.bfloat16, device="cuda")
-    cos_sin = torch.randn(512, 64, device="cuda")
+def on_gpu(state: SamplingRows) -> SamplingRows:
+    return SamplingRows(*(column.cuda() for column in state))
+
+
+@pytest.mark.parametrize("rows", [1, 16])
+def test_no_op_waits_for_the_device(ops: Ops, monkeypatch: pytest.MonkeyPatch, rows: int) -> None:
+    """A step's launches, eager and in a graph that is replayed ten times: the same ids."""
+    monkeypatch.setattr(skinny_table, "choose", lambda *_: FEW if rows == 1 else SPLIT)
+    torch.manual_seed(0)
+    dtype, width, vocab = torch.bfloat16, 1024, 50_257
+    table = (torch.randn(vocab, width, device="cuda")).to(dtype)
+    norm = torch.ones(width, dtype=dtype, device="cuda")
+    up, down = (
+        (torch.randn(*shape, device="cuda") / 30).to(dtype)
+        for shape in ((4 * width, width), (width, 2 * width))
+    )
+    up, down, head = (ops.prepare_linear(weight) for weight in (up, down, table))
+    state = on_gpu(sampling_rows(rows, temperature=torch.full((rows,), 0.7)))
+    index = torch.arange(rows, dtype=torch.int32, device="cuda")
+    ids = torch.arange(rows, device="cuda") * 7
 
     def step() -> torch.Tensor:
-        ops.rms_norm(x, weight, 1e-5, x)
-        ops.layer_norm(x, weight, weight, 1e-5)
-        ops.rotary(batch.query, key, slots, cos_sin)
-        ops.cache_write(key, key, batch.key_cache, batch.value_cache, slots)
-        batch.attend(ops.paged_attention)
-        ops.gelu(ops.silu_mul(x))
-        return ops.sample(logits, filters[0], top_k, filters[1], filters[2], slots, slots)
+        residual = ops.embed(ids, table, ids, None)
+        for _ in range(4):
+            inner = ops.norm_linear(residual, norm, None, 1e-5, up)
+            ops.linear_add(inner, down, None, residual, "silu_mul")
+        ops.layer_norm(ops.rms_norm(ops.gelu(inner), inner[0], 1e-5), inner[0], inner[0], 1e-5)
+        logits = ops.norm_linear(residual, norm, norm, 1e-5, head)
+        return ops.sample(logits, index, ids, state)
 
     first = step()  # compiles
     torch.cuda.synchronize()
@@ -130,9 +95,11 @@ def test_no_op_waits_for_the_device(ops: Ops) -> None:
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         captured = step()
-    graph.replay()
-    torch.cuda.synchronize()
-    assert torch.equal(captured, first)
+    for _ in range(10):
+        captured.zero_()
+        graph.replay()
+        assert torch.equal(captured, first)
+    assert torch.equal(state.last_tokens[:rows], first)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -154,45 +121,100 @@ def test_norms(ops: Ops, dtype: torch.dtype) -> None:
             wanted = oracle.layer_norm(source.cpu(), weight.cpu(), bias.cpu(), 1e-5)
             assert_close(ops.layer_norm(x, weight, bias, 1e-5, again), wanted, dtype)
             assert again is None or torch.equal(again, total)
+        wide = torch.randn(7, width, device="cuda") * 3
+        slim = rms_norm.rms_norm_triton(wide, weight, 1e-5, out_dtype=dtype)
+        assert_close(slim, oracle.rms_norm(wide.cpu(), weight.cpu(), 1e-5), dtype)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_rotary_and_activations(ops: Ops, dtype: torch.dtype) -> None:
+def test_activations(ops: Ops, dtype: torch.dtype) -> None:
     torch.manual_seed(0)
-    for heads, kv_heads, head_size, rotary_size in (
-        (9, 3, 64, 64),
-        (5, 1, 80, 32),
-        (16, 8, 128, 128),
-    ):
-        qkv = torch.randn(5, heads + 2 * kv_heads, head_size, device="cuda").to(dtype)
-        before, cos_sin = qkv.cpu().clone(), torch.randn(50, rotary_size)
-        positions = torch.tensor([0, 49, 7, 7, 3])
-        both = qkv[:, : heads + kv_heads]
-        ops.rotary(both[:, :heads], both[:, heads:], positions.cuda(), cos_sin.cuda())
-        assert_close(both, oracle.rotary(before[:, : heads + kv_heads], positions, cos_sin), dtype)
     x = (torch.randn(5, 3072, device="cuda") * 4).to(dtype)
     assert_close(ops.silu_mul(x), oracle.silu_mul(x.cpu()), dtype)
     assert_close(ops.gelu(x), oracle.gelu(x.cpu()), dtype)
 
 
-def test_sampling_draws_what_the_cpu_draws(ops: Ops) -> None:
+def test_embed(ops: Ops) -> None:
+    table, places = (torch.randn(n, 1280, device="cuda").half() for n in (999, 50))
+    ids, positions = torch.tensor([998, 0, 7], device="cuda"), torch.tensor([0, 49, 3]).cuda()
+    actual = ops.embed(ids, table, positions, places)
+    assert torch.equal(actual, table[ids].float() + places[positions].float())
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("aligned", [True, False])
+def test_sampling_draws_what_the_cpu_draws(ops: Ops, dtype: torch.dtype, aligned: bool) -> None:
     """Nearly always: a logarithm's last bit may decide between two ids."""
     torch.manual_seed(0)
-    rows = 256
-    logits = torch.randn(rows, 50_257) * 3
-    columns = [
-        torch.tensor([[0.0, 0.7, 1.0, 1.5][i % 4] for i in range(rows)]),
-        torch.tensor([[0, 50, 1, 5000][i // 4 % 4] for i in range(rows)], dtype=torch.int32),
-        torch.tensor([[1.0, 0.9, 0.3][i % 3] for i in range(rows)]),
-        torch.tensor([[0.0, 0.05][i // 16 % 2] for i in range(rows)]),
-        torch.arange(rows) * 7919 - 1000,
-        torch.arange(rows),
-    ]
-    wanted = sampling.sample_torch(logits.clone(), *columns)
-    actual = ops.sample(logits.cuda(), *(column.cuda() for column in columns)).cpu()
+    count = 256
+    logits = (torch.randn(count, 49_152 if aligned else 50_257) * 3).to(dtype)
+    state = sampling_rows(
+        count,
+        temperature=torch.tensor([[0.0, 0.7, 1.0, 1.5][i % 4] for i in range(count)]),
+        top_k=torch.tensor([[0, 50, 1, 5000][i // 4 % 4] for i in range(count)]).int(),
+        top_p=torch.tensor([[1.0, 0.9, 0.3][i % 3] for i in range(count)]),
+        min_p=torch.tensor([[0.0, 0.05][i // 16 % 2] for i in range(count)]),
+        seeds=torch.arange(count) * 7919 - 1000,
+    )
+    rows = torch.arange(count, dtype=torch.int32)
+    places = torch.arange(count)
+    mine = on_gpu(state)
+    actual = ops.sample(logits.cuda(), rows.cuda(), places.int().cuda(), mine).cpu()
+    wanted = sampling.sample_torch(logits, rows, places, state)
     assert (actual != wanted).sum() <= 2
-    greedy = columns[0] == 0
+    greedy = state.temperature[:count] == 0
     assert torch.equal(actual[greedy], wanted[greedy])
+    assert torch.equal(mine.last_tokens[:count].cpu(), actual)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("config", [None, FEW, DOT, SPLIT], ids=str)
+@pytest.mark.parametrize("activation", [None, "silu_mul", "gelu"])
+def test_products(
+    ops: Ops,
+    monkeypatch: pytest.MonkeyPatch,
+    dtype: torch.dtype,
+    config: Skinny | None,
+    activation: str | None,
+) -> None:
+    """norm_linear and linear_add in each of their forms; outputs are no multiple of a tile."""
+    monkeypatch.setattr(skinny_table, "choose", lambda *_: config)
+    torch.manual_seed(0)
+    outs, ins = 1000, 1056
+
+    def randn(*shape: int, scale: float = 1.0) -> torch.Tensor:
+        return (torch.randn(*shape, device="cuda") * scale).to(dtype)
+
+    weight, bias = randn(outs, ins, scale=0.03), randn(outs)
+    norm_weight, norm_bias = randn(ins), randn(ins)
+    for rows in (1, 2, 3, 4) if config == FEW else (1, 7, 16, 33, 64):
+        residual = torch.randn(rows, ins, device="cuda") * 3 + 1
+        wanted = oracle.rms_norm(residual.cpu(), norm_weight.cpu(), 1e-5)
+        actual = ops.norm_linear(residual, norm_weight, None, 1e-5, weight)
+        assert_close(actual, wanted @ weight.cpu().float().T, dtype)
+        wanted = oracle.layer_norm(residual.cpu(), norm_weight.cpu(), norm_bias.cpu(), 1e-5)
+        wanted = wanted @ weight.cpu().float().T + bias.cpu().float()
+        actual = ops.norm_linear(residual, norm_weight, norm_bias, 1e-5, weight, bias)
+        assert_close(actual, wanted, dtype)
+        x = randn(rows, 2 * ins if activation == "silu_mul" else ins)
+        host = getattr(oracle, activation)(x.cpu()) if activation else x.cpu().float()
+        product = host.to(dtype).float() @ weight.cpu().float().T
+        stream = torch.randn(rows, outs, device="cuda")
+        wanted = stream.cpu() + product + bias.cpu().float()
+        ops.linear_add(x, weight, bias, stream, activation)
+        assert_close(stream, wanted, dtype)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_cublas_adds_to_a_float32_residual(dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    for rows in (1, 100, 300):
+        x = torch.randn(rows, 512, device="cuda").to(dtype)
+        weight = (torch.randn(384, 512, device="cuda") / 20).to(dtype)
+        residual = torch.randn(rows, 384, device="cuda")
+        wanted = residual + x.float() @ weight.float().T
+        linear_add.accumulate_cublas(residual, x, weight)
+        torch.testing.assert_close(residual, wanted, atol=1e-3, rtol=1e-3)
 
 
 def test_linear(ops: Ops) -> None:

@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import os
+import pkgutil
 import re
 import subprocess
 import sys
@@ -22,14 +23,22 @@ from concurrent.futures import ProcessPoolExecutor
 
 os.environ.pop("TRITON_INTERPRET", None)
 
+import octavo_kernels
+
 # Shared memory one block may use (CUDA C Programming Guide, table of compute capabilities).
 SHARED_BYTES = {80: 163 * 1024, 90: 227 * 1024}
 # A few spilled words outside the loop cost nothing; a spilled accumulator is kilobytes a thread.
 MAX_SPILL_BYTES = 256
-MODULES = (
-    "activation", "cache_write", "layer_norm", "paged_attention", "paged_decode", "rms_norm",
-    "rotary", "sampling",
-)  # fmt: skip
+
+
+def modules_with_variants() -> list[str]:
+    """Every module of the package that has kernels to compile."""
+    names = [module.name for module in pkgutil.iter_modules(octavo_kernels.__path__)]
+    return [
+        name
+        for name in names
+        if hasattr(importlib.import_module(f"octavo_kernels.{name}"), "variants")
+    ]
 
 
 def compile_one(task: tuple[str, int, int]) -> tuple[str, int, int, int, int, int, str]:
@@ -87,12 +96,13 @@ def main() -> int:
     arguments = parser.parse_args()
     tasks = [
         (module, index, architecture)
-        for module in MODULES
+        for module in modules_with_variants()
         for index, variant in enumerate(
             importlib.import_module(f"octavo_kernels.{module}").variants()
         )
         if arguments.only in variant.name
         for architecture in SHARED_BYTES
+        if architecture >= 90 or not variant.constants.get("PDL")  # as language.launch_options
     ]
     print(f"{'variant':<58} arch  shared KiB  registers  spilled B   code B", flush=True)
     bad = 0

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from octavo_kernels.ops import PagedAttention
+from octavo_kernels.ops import AttentionBatch, PagedAttention
 
 from . import oracle
 
@@ -17,35 +17,53 @@ class PagedBatch:
     query: Tensor  # [tokens, heads, head_size], a strided view of a fused qkv
     key_cache: Tensor  # [blocks, kv_heads, block_size, head_size]
     value_cache: Tensor
-    block_tables: Tensor  # int32 [seqs, max_blocks]
+    block_tables: Tensor  # int32 [table_rows, max_blocks]
+    rows: Tensor  # int32 [seqs]
     query_starts: Tensor  # int32 [seqs + 1]
     context_lens: Tensor  # int32 [seqs]
     max_query_len: int
     max_context_len: int
     window: int
+    num_decodes: int
 
     def tensors(self) -> tuple[Tensor, ...]:
         return (
             self.query, self.key_cache, self.value_cache,
-            self.block_tables, self.query_starts, self.context_lens,
+            self.block_tables, self.rows, self.query_starts, self.context_lens,
         )  # fmt: skip
+
+    def bounds(self) -> tuple[int, int, int, int]:
+        return self.max_query_len, self.max_context_len, self.window, self.num_decodes
 
     @property
     def scale(self) -> float:
         return float(self.query.shape[2] ** -0.5)
 
     def attend(self, op: PagedAttention, out: Tensor | None = None) -> Tensor:
+        *_, block_tables, rows, query_starts, context_lens = self.tensors()
         return op(
-            *self.tensors(),
-            max_query_len=self.max_query_len,
-            max_context_len=self.max_context_len,
+            self.query, self.key_cache, self.value_cache,
+            AttentionBatch(
+                block_tables, rows, query_starts, context_lens,
+                self.num_decodes, self.max_query_len, self.max_context_len,
+            ),
             scale=self.scale,
             sliding_window=self.window,
             out=out,
-        )
+        )  # fmt: skip
 
     def expected(self) -> Tensor:
-        return oracle.paged_attention(*self.tensors(), self.scale, self.window)
+        query, keys, values, block_tables, rows, starts, contexts = self.tensors()
+        return oracle.paged_attention(
+            query,
+            keys,
+            values,
+            block_tables[rows.long()],
+            starts,
+            contexts,
+            self.scale,
+            self.window,
+        )
 
 
 def make_batch(
@@ -62,8 +80,9 @@ def make_batch(
     padding_tokens: int = 0,
     seed: int = 0,
 ) -> PagedBatch:
-    """Pages in random order. NaN: pages of nobody, and slots past a context or before its window.
-    Table entries past a context point nowhere; those before the window to block 0, which is NaN."""
+    """Pages and rows in random order. NaN: pages of nobody, and slots past a context or before its
+    window. Table entries past a context point nowhere, as do rows of nobody; those before the
+    window to block 0, which is NaN."""
     random = torch.Generator().manual_seed(seed)
     used = [-(-context // block_size) for context in contexts]
     blocks = sum(used) + 2
@@ -82,6 +101,9 @@ def make_batch(
             offset = position % block_size
             keys[block, :, offset] = torch.randn(kv_heads, head_size, generator=random)
             values[block, :, offset] = torch.randn(kv_heads, head_size, generator=random)
+    rows = torch.randperm(len(contexts) + 2, generator=random)[: len(contexts)]
+    persistent = torch.full((len(contexts) + 2, tables.shape[1]), -7, dtype=torch.int32)
+    persistent[rows] = tables
     tokens = sum(query_lens) + padding_tokens
     qkv = torch.randn(tokens, heads + 2 * kv_heads, head_size, generator=random)
     starts = torch.tensor([0, *query_lens]).cumsum(0)
@@ -89,10 +111,12 @@ def make_batch(
         qkv.to(device, dtype)[:, :heads],
         keys.to(device, dtype),
         values.to(device, dtype),
-        tables.to(device),
+        persistent.to(device),
+        rows.to(device, torch.int32),
         starts.to(device, torch.int32),
         torch.tensor(contexts, dtype=torch.int32, device=device),
         max(query_lens, default=0),
         max(contexts, default=0),
         window,
+        max((seq + 1 for seq, length in enumerate(query_lens) if length == 1), default=0),
     )

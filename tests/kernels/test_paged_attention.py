@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from octavo_kernels import paged_decode
 from octavo_kernels.ops import PagedAttention
+from octavo_kernels.tiles import Parts
 
 from .paged_batch import PagedBatch, make_batch
 from .tables import DEVICES, assert_close, table
@@ -31,12 +34,11 @@ OPS = ("torch", "triton", "triton split")
 
 @pytest.fixture(params=OPS)
 def where(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Name of the table; "triton split" makes the launcher cut every sequence's keys in 4."""
+    """Name of the table; "triton split" cuts keys into about 12 parts of 16 or more."""
     name: str = request.param
     if name == "triton split":
-        monkeypatch.setattr(paged_decode, "choose_splits", lambda *_: 4)
-    elif name == "triton":
-        monkeypatch.setattr(paged_decode, "choose_splits", lambda *_: 1)
+        monkeypatch.setattr(paged_decode, "PARTS", Parts(programs=12, min_keys=16))
+        monkeypatch.setattr(paged_decode, "multiprocessors", lambda _: 1)
     return name.split()[0]
 
 
@@ -94,8 +96,44 @@ def test_nothing_to_do(where: str) -> None:
 def test_bounds_may_be_loose(where: str) -> None:
     """Captured graphs launch with bounds far above the batch's own."""
     batch = make_batch([1, 3], [20, 5], heads=3, kv_heads=1, head_size=64, device=DEVICES[where])
-    batch.max_query_len, batch.max_context_len = 40, 4096
+    batch.max_query_len, batch.max_context_len, batch.num_decodes = 40, 4096, 2
     check(where, batch)
+
+
+def test_decodes_between_others(where: str) -> None:
+    """Only the first num_decodes can be decodes; not each of them is one."""
+    batch = make_batch(
+        [3, 1, 0, 1, 2, 7], [30, 20, 0, 65, 2, 9], heads=6, kv_heads=2, head_size=64,
+        device=DEVICES[where],
+    )  # fmt: skip
+    assert batch.num_decodes == 4
+    check(where, batch)
+
+
+def test_uneven_contexts(where: str) -> None:
+    """One long row beside short ones: some are cut into parts, some are not, again and again (the
+    counters must be zero after each launch)."""
+    batch = make_batch(
+        [1] * 20, [1, 300, 2, 17] * 5, heads=4, kv_heads=2, head_size=32, device=DEVICES[where]
+    )
+    check(where, batch)
+    check(where, batch)
+    assert not any(counter.any() for counter in paged_decode._counters.values())
+
+
+def test_padded_rows_of_a_graph(where: str) -> None:
+    """Rows of one query token and no context at all: their output is whatever was there."""
+    batch = make_batch(
+        [1, 1, 1], [40, 1, 17], heads=3, kv_heads=1, head_size=64, device=DEVICES[where]
+    )
+    batch.context_lens[1] = 0
+    if where == "torch":
+        pytest.skip("no graphs on CPU, no padded rows")
+    out = torch.full_like(batch.query, 7.0)
+    batch.attend(op_of(where), out=out)
+    assert (out[1] == 7).all()
+    batch.context_lens[1] = 1
+    assert_close(out[::2], batch.expected()[::2], torch.float32)
 
 
 def test_out_is_filled_and_returned(where: str) -> None:
@@ -106,17 +144,17 @@ def test_out_is_filled_and_returned(where: str) -> None:
 
 
 def test_row_does_not_depend_on_its_batch() -> None:
-    """Bit for bit, in the unified kernel: alone, or beside longer and shorter rows."""
+    """Bit for bit where nothing is cut: alone, or beside longer and shorter rows."""
     op = table("triton").paged_attention
     batch = make_batch(
         [1, 1, 1], [40, 7, 20], heads=3, kv_heads=1, head_size=64, device=DEVICES["triton"]
     )
     together = batch.attend(op)
     for row in range(3):
-        alone = PagedBatch(
-            batch.query[row : row + 1], batch.key_cache, batch.value_cache,
-            batch.block_tables[row : row + 1], batch.query_starts[:2],
-            batch.context_lens[row : row + 1], 1, 40, 0,
+        alone = replace(
+            batch, query=batch.query[row : row + 1], rows=batch.rows[row : row + 1],
+            query_starts=batch.query_starts[:2], context_lens=batch.context_lens[row : row + 1],
+            num_decodes=1,
         )  # fmt: skip
         assert torch.equal(alone.attend(op)[0], together[row])
 
@@ -148,10 +186,9 @@ def test_offsets_past_2_to_the_31(name: str) -> None:
     first = blocks - small.key_cache.shape[0]
     assert first * block_size * head_size >= 1 << 31
     cache[first:] = small.key_cache
-    large = PagedBatch(
-        small.query, cache, cache, small.block_tables + first, small.query_starts,
-        small.context_lens, 2, 40, 0,
-    )  # fmt: skip
+    large = replace(
+        small, key_cache=cache, value_cache=cache, block_tables=small.block_tables + first
+    )
     small.value_cache = small.key_cache
     assert_close(large.attend(table(name).paged_attention), small.expected(), torch.float16)
     # The same cache serves cache_write: one allocation, one place.
@@ -159,19 +196,3 @@ def test_offsets_past_2_to_the_31(name: str) -> None:
     slots = torch.tensor([blocks * block_size - 1, -1], device=DEVICES[name])
     table(name).cache_write(key, key, cache, cache, slots)
     assert (cache[blocks - 1, 0, block_size - 1] == 1).all()
-
-
-def test_choose_splits() -> None:
-    def choose(seqs: int, context: int, query_len: int = 1, window: int = 0) -> int:
-        return paged_decode.choose_splits(seqs, 8, query_len, context, window, 132)
-
-    assert choose(1, 4096) == 16
-    assert choose(1, 300) == 2  # too few keys for more
-    assert choose(1, 100) == 1
-    assert choose(8, 4096) == 4
-    assert choose(64, 4096) == 1  # enough programs without
-    assert choose(1, 4096, query_len=64) == 1
-    assert choose(1, 4096, window=300) == 2
-    assert all(
-        choose(seqs, context) in (1, 2, 4, 8, 16) for seqs in range(1, 40) for context in (1, 999)
-    )

@@ -5,8 +5,9 @@ from collections import Counter
 import pytest
 import torch
 
+from octavo_kernels.gumbel import gumbel, gumbel_noise
 from octavo_kernels.language import jit, tl
-from octavo_kernels.sampling import gumbel, gumbel_noise
+from octavo_kernels.ops import SamplingRows
 
 from . import oracle
 from .tables import DEVICES, table
@@ -24,24 +25,31 @@ def draw(
     min_p: float | list[float] = 0.0,
     seeds: int | list[int] = 0,
     positions: list[int] | None = None,
+    positions_dtype: torch.dtype = torch.int64,
 ) -> list[int]:
-    """One id per row; a plain number counts for every row; positions default to the row's index."""
-    rows, device = logits.shape[0], DEVICES[name]
+    """One id per row; a plain number counts for every row; positions default to the row's index.
 
-    def column(value: float | list[float], dtype: torch.dtype) -> torch.Tensor:
-        values = value if isinstance(value, list) else [value] * rows
-        return torch.tensor(values, dtype=dtype, device=device)
+    The engine's rows lie in reverse, behind a row of values that nobody asked for.
+    """
+    count, device = logits.shape[0], DEVICES[name]
 
-    chosen = table(name).sample(
-        logits.clone().to(device),
-        column(temperature, torch.float32),
-        column(top_k, torch.int32),
-        column(top_p, torch.float32),
-        column(min_p, torch.float32),
-        column(seeds, torch.int64),
-        column(positions or list(range(rows)), torch.int64),
+    def column(value: float | list[float], dtype: torch.dtype, unused: float) -> torch.Tensor:
+        values = value if isinstance(value, list) else [value] * count
+        return torch.tensor([*values, unused][::-1], dtype=dtype, device=device)
+
+    rows = torch.arange(count, 0, -1, dtype=torch.int32, device=device)
+    state = SamplingRows(
+        temperature=column(temperature, torch.float32, 9.0),
+        top_k=column(top_k, torch.int32, 1),
+        top_p=column(top_p, torch.float32, 0.01),
+        min_p=column(min_p, torch.float32, 0.99),
+        seeds=column(seeds, torch.int64, -1),
+        last_tokens=torch.full((count + 1,), -7, dtype=torch.int64, device=device),
     )
+    places = torch.tensor(positions or list(range(count)), dtype=positions_dtype, device=device)
+    chosen = table(name).sample(logits.clone().to(device), rows, places, state)
     assert chosen.dtype == torch.int64
+    assert state.last_tokens.tolist() == [-7, *chosen.tolist()[::-1]]
     return chosen.tolist()
 
 
@@ -150,6 +158,31 @@ def test_triton_draws_what_torch_draws() -> None:
     logits[1, :] = logits[1].round()  # many equal logits
     logits[5, :4996] = float("-inf")  # fewer finite logits than top_k
     assert draw("triton", logits, **columns) == draw("torch", logits, **columns)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_logits_in_the_models_dtype(dtype: torch.dtype) -> None:
+    """Both read them as they are; 16 bits make many equal logits."""
+    torch.manual_seed(1)
+    logits = (torch.randn(4, 5000) * 3).to(dtype)
+    columns = {
+        "temperature": [0.0, 0.9, 0.9, 1.1],
+        "top_k": [0, 0, 30, 0],
+        "top_p": [1.0, 1.0, 0.9, 0.8],
+    }
+    wanted = draw("torch", logits, **columns)
+    assert draw("triton", logits, positions_dtype=torch.int32, **columns) == wanted
+    assert wanted[0] == int((logits[0] == logits[0].max()).nonzero()[0])
+
+
+@pytest.mark.parametrize("name", ["torch", "triton"])
+def test_rows_without_a_finite_logit_still_get_some_id(name: str) -> None:
+    logits = torch.full((3, 300), float("-inf"))
+    logits[1, 7] = float("nan")
+    logits[2, 5] = 1.0
+    drawn = draw(name, logits, top_k=[0, 3, 3], top_p=[0.5, 1.0, 0.9])
+    assert drawn[2] == 5
+    assert all(0 <= token < 300 for token in drawn)
 
 
 @pytest.mark.parametrize("filters", FILTERS[3:6], ids=str)
