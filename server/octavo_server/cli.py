@@ -29,6 +29,11 @@ COMMANDS: dict[str, Entry] = {
     "serve": Entry(
         "octavo_server.api.serve:command", "Serve a model over the OpenAI-compatible API.", "server"
     ),
+    "compile-kernels": Entry(
+        "octavo_server.rehearsal.command:command",
+        "Compile a model's GPU kernels into a folder, without a GPU.",
+        "server",
+    ),
     "operator": Entry("octavo_operator.main:command", "Run the Kubernetes operator.", "operator"),
     "render": Entry(
         "octavo_operator.render_command:command",

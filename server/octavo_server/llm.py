@@ -70,19 +70,31 @@ class LLM:
     def generate(
         self,
         prompts: Prompt | Sequence[Prompt],
-        sampling_params: SamplingParams | None = None,
+        sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
     ) -> list[Generation]:
         """Complete every prompt; text or token ids, results in the prompts' order.
 
-        All are given to the engine at once. Raises `InvalidRequest` before anything runs.
+        `sampling_params` are for all prompts, or a list with those of each. All are given to the
+        engine at once. Raises `InvalidRequest` before anything runs.
         """
         if isinstance(prompts, str) or (prompts and isinstance(prompts[0], int)):
             prompts = [cast(Prompt, prompts)]
-        params = sampling_params or SamplingParams()
-        params.validate(vocab_size=self.core.ready.vocab_size)
-        generations = [self._prepare(prompt, params) for prompt in cast(Sequence[Prompt], prompts)]
+        if isinstance(sampling_params, Sequence):
+            each = list(sampling_params)
+        else:
+            each = [sampling_params or SamplingParams()] * len(prompts)
+        if len(each) != len(prompts):
+            raise InvalidRequest(
+                f"{len(prompts)} prompts but {len(each)} sampling_params", "sampling_params"
+            )
+        for params in {id(params): params for params in each}.values():
+            params.validate(vocab_size=self.core.ready.vocab_size)
+        generations = [
+            self._prepare(prompt, params)
+            for prompt, params in zip(cast(Sequence[Prompt], prompts), each, strict=True)
+        ]
         live: dict[str, tuple[Generation, Completion, Assembler]] = {}
-        for generation in generations:
+        for generation, params in zip(generations, each, strict=True):
             for completion in generation.outputs:
                 request = self._request(generation, completion, params)
                 live[request.request_id] = (
@@ -132,7 +144,14 @@ class LLM:
             eos_token_ids=params.eos_token_ids or self._defaults.eos_token_ids,
             prompt_logprobs=params.prompt_logprobs if completion.index == 0 else None,
         )
-        return Add(str(next(self._ids)), generation.prompt_token_ids, own, time.monotonic())
+        return Add(
+            str(next(self._ids)),
+            generation.prompt_token_ids,
+            own,
+            time.monotonic(),
+            # A stop string ends a request as soon as it is seen, which is here.
+            stream=bool(params.stop),
+        )
 
     def _deliver(
         self, output: TokenOutput, live: dict[str, tuple[Generation, Completion, Assembler]]

@@ -85,7 +85,7 @@ class Group:
         self.arrival = arrival
         self.choices: list[Choice] = []
         self.open = 0  # sequences without an end
-        self._streaming = streaming
+        self.streaming = streaming
         self._deltas: list[tuple[Choice, Delta]] = []
         self.error: BaseException | None = None
         self._waiter: asyncio.Future[None] | None = None
@@ -105,7 +105,7 @@ class Group:
         return deltas
 
     def _has_news(self) -> bool:
-        return not self.open or (self._streaming and bool(self._deltas))
+        return not self.open or (self.streaming and bool(self._deltas))
 
     def put(self, choice: Choice, delta: Delta) -> None:
         """Add a delta; wakes the handler if it can use it."""
@@ -205,7 +205,9 @@ class LiveRequests:
         group.choices.append(choice)
         group.open += 1
         self._choices[choice.request_id] = choice
-        self._send(Add(choice.request_id, prompt, params, group.arrival))
+        # A stop string ends a sequence where its text is made, here, so its tokens must come.
+        stream = group.streaming or bool(params.stop)
+        self._send(Add(choice.request_id, prompt, params, group.arrival, stream=stream))
 
     def on_outputs(self, message: Outputs) -> None:
         """Route one step's outputs; those of unknown ids (cancelled ones) are dropped."""
@@ -257,14 +259,18 @@ class LiveRequests:
         if not output.token_ids:
             return
         metrics = self._metrics
+        between = len(output.token_ids)
         if choice.first_token is None:
-            choice.first_token = now
+            between -= 1
+            choice.first_token = output.first_token or now
+            choice.last_token = choice.first_token
             choice.scheduled = output.scheduled
             choice.cached_tokens = output.cached_tokens or 0
             metrics.prompt_tokens_cached += choice.cached_tokens
-            metrics.time_to_first_token.observe(now - choice.group.arrival)
-        else:
-            metrics.inter_token_latency.observe(now - choice.last_token)
+            metrics.time_to_first_token.observe(choice.first_token - choice.group.arrival)
+        if between:
+            # Tokens that came together are taken to have come at equal distances.
+            metrics.inter_token_latency.observe((now - choice.last_token) / between, between)
         choice.last_token = now
 
     def _forget(self, choice: Choice, reason: str, now: float) -> None:

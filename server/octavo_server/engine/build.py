@@ -16,6 +16,7 @@ from octavo_server.engine.core import EngineCore
 from octavo_server.engine.memory import (
     StepBounds,
     check_host_memory,
+    foreign_bytes,
     measure_cache_bytes,
     stated_cache_bytes,
 )
@@ -39,12 +40,16 @@ MIXED_TOKENS = {"cuda": 2048, "cpu": 256}
 _PLENTY = 1 << 60
 """Stands for a cache whose size is not known yet: checks the context against the model alone."""
 
+_COMPILE_SECONDS = 60.0
+"""Longer than a cold compilation takes on two cores; Triton compiles what is missing all the same."""
+
 
 def build_engine(config: EngineConfig, progress: Callable[[str], None]) -> EngineCore:
     """Load the model, size the cache, run one token through. Raises `StartupError`s."""
     device = choose_device(config)
     if device.type == "cpu" and "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(usable_cpus())
+    foreign = foreign_bytes(device) if device.type == "cuda" else 0
     source = resolve_source(config, progress)
     model_config = read_model_config(source)
     dtype_name = choose_dtype(config, model_config.dtype, device)
@@ -69,18 +74,26 @@ def build_engine(config: EngineConfig, progress: Callable[[str], None]) -> Engin
     early = plan_cache(_PLENTY if stated is None else stated)
     if device.type == "cpu":
         check_host_memory(early.cache_bytes)
+    compiling = None
+    if device.type == "cuda":
+        # Late: imports triton. By module, so that a rehearsal can leave it out.
+        from octavo_server.rehearsal import kernels
+
+        compiling = kernels.prepare(config, source.path, torch.cuda.current_device(), progress)
     model = load_model(
         source, model_config, config, ops=ops, device=device, dtype=dtype, progress=progress
     )
+    if compiling is not None:
+        compiling.wait(_COMPILE_SECONDS)
     if stated is None:
         left = measure_cache_bytes(
             config,
             model,
-            ops,
             StepBounds(step_tokens, max_num_seqs, early.max_model_len),
             device=device,
             dtype=dtype,
             use_graphs=use_graphs,
+            foreign=foreign,
             progress=progress,
         )
         plan = plan_cache(left)

@@ -10,9 +10,10 @@ from dataclasses import dataclass
 import psutil
 import torch
 
-from octavo_kernels.ops import AttentionBatch, Ops
+from octavo_kernels.ops import AttentionBatch
 from octavo_server.config import EngineConfig
 from octavo_server.engine.graphs import decode_buckets
+from octavo_server.engine.sampler import EXTRA_ROWS
 from octavo_server.engine.scheduler import COUNT_SLOTS
 from octavo_server.errors import OutOfMemory
 from octavo_server.models.causal_lm import Batch, CausalLM
@@ -23,8 +24,16 @@ CPU_CACHE_BYTES = 1 << 30
 GRAPH_BYTES = 8 << 20
 """Of the driver, per captured graph of a few hundred launches."""
 
-CONTEXT_BYTES = 1 << 30
-"""A CUDA context with its libraries takes about half of this; more is somebody else's."""
+SPARE_BYTES = 256 << 20
+"""Left free where other tenants, not the utilization, set the limit: fragments, late modules."""
+
+
+def foreign_bytes(device: torch.device) -> int:
+    """Bytes in use on a GPU before this engine takes any: its context's, and other tenants'."""
+    torch.cuda.init()  # type: ignore[no-untyped-call]
+    torch.zeros(1, device=device)  # makes the context
+    free, total = torch.cuda.mem_get_info(device)
+    return total - free
 
 
 def stated_cache_bytes(config: EngineConfig, device: torch.device) -> int | None:
@@ -60,24 +69,26 @@ class StepBounds:
 def measure_cache_bytes(
     config: EngineConfig,
     model: CausalLM,
-    ops: Ops,
     bounds: StepBounds,
     *,
     device: torch.device,
     dtype: torch.dtype,
     use_graphs: bool,
+    foreign: int,
     progress: Callable[[str], None],
 ) -> int:
     """Bytes of a GPU that are left for keys and values: runs the largest steps once to see.
 
-    Raises `OutOfMemory` when nothing is left.
+    `gpu_memory_utilization` is the share of the card that this engine may take beside its CUDA
+    context, as in vLLM; `foreign` bytes were in use when there was nothing but the context. Raises
+    `OutOfMemory` when nothing is left.
     """
     weights = torch.cuda.memory_allocated(device)
     with torch.inference_mode():
         trial = _Trial(config, model, bounds, device, dtype)
         prefill = _peak(device, trial.prefill)
         decode = _peak(device, trial.decode)
-        sampler = _peak(device, lambda: trial.draw_extra(ops))
+        sampler = decode + _peak(device, trial.draw_extra)
     # The graphs' pool is apart from the memory that other steps use.
     graphs = 0
     if use_graphs:
@@ -85,27 +96,28 @@ def measure_cache_bytes(
         graphs = decode + count * GRAPH_BYTES
     activations = max(prefill, decode, sampler) + _buffer_bytes(bounds, model, config.block_size)
     free, total = torch.cuda.mem_get_info(device)
-    # Everything on the card but our caching allocator's spare: other tenants, the context, the
-    # weights.
-    used = total - free
-    others = max(0, used - torch.cuda.memory_reserved(device) - CONTEXT_BYTES)
+    # Weights, and what libraries and loaded kernels took since the context was made.
+    held = total - free - foreign
     budget = int(total * config.gpu_memory_utilization)
-    left = budget - used - activations - graphs
+    left = budget - held - activations - graphs
+    room = free - activations - graphs - SPARE_BYTES
     gib = 1 << 30
     terms = (
         f"{total / gib:.1f} GiB x {config.gpu_memory_utilization:g} - weights {weights / gib:.2f}"
-        f" - context and others {(used - weights) / gib:.2f} - activations {activations / gib:.2f}"
+        f" - libraries {(held - weights) / gib:.2f} - activations {activations / gib:.2f}"
         f" - graphs {graphs / gib:.2f} = {left / gib:.2f} GiB for the KV cache"
     )
+    if room < left:
+        terms += (
+            f", of which {max(0, room) / gib:.2f} GiB are there: {foreign / gib:.2f} GiB of this "
+            "GPU were in use before the engine started"
+        )
+        left = room
     progress(f"GPU memory: {terms}")
     if left <= 0:
-        tenants = (
-            f"; other processes hold {others / gib:.2f} GiB of this GPU" if others > gib else ""
-        )
         raise OutOfMemory(
-            f"--gpu-memory-utilization {config.gpu_memory_utilization:g} leaves nothing for the "
-            f"KV cache: {terms}{tenants}; raise it, use more GPUs, or lower --max-num-seqs and "
-            "--max-num-batched-tokens"
+            f"no GPU memory is left for the KV cache: {terms}; raise --gpu-memory-utilization, "
+            "free the GPU, use more GPUs, or lower --max-num-seqs and --max-num-batched-tokens"
         )
     return left
 
@@ -137,9 +149,9 @@ class _Trial:
         rows = self._bounds.max_num_seqs
         self._model.logits(self._run(1, rows))
 
-    def draw_extra(self, ops: Ops) -> None:
+    def draw_extra(self) -> None:
         """What rows that ask for log probabilities add to a full step: copies in float32."""
-        rows = self._bounds.max_num_seqs
+        rows = min(self._bounds.max_num_seqs, EXTRA_ROWS)
         logits = torch.zeros((rows, self._model.config.vocab_size), device=self._device)
         torch.log_softmax(logits, dim=-1)
 

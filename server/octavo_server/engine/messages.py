@@ -20,7 +20,9 @@ class Add(msgspec.Struct, tag="add"):
     `request_id` is unique among live requests; for n > 1 the API process sends n of these, with
     ids and seeds of their own. `params.seed` is never None here: an unseeded request drew its
     seed in the API process. `arrival` is `time.monotonic()` seconds (one clock for all processes of
-    a host). `cache_salt` separates prefix-cache tenants.
+    a host). `cache_salt` separates prefix-cache tenants. With `stream` False nobody needs a token
+    before the last: the engine sends one output, at the end, and need not spare the request the
+    steps of others' long prompts.
     """
 
     request_id: str
@@ -28,6 +30,7 @@ class Add(msgspec.Struct, tag="add"):
     params: SamplingParams
     arrival: float
     cache_salt: str | None = None
+    stream: bool = True
 
 
 class Abort(msgspec.Struct, tag="abort"):
@@ -60,13 +63,15 @@ class TokenLogprobs(msgspec.Struct, array_like=True):
 
 
 class TokenOutput(msgspec.Struct, omit_defaults=True):
-    """What one step brought to one request.
+    """What one step brought to one request; for one that does not stream, all steps together.
 
     A request whose `finish_reason` is set gets nothing afterwards. On "stop", `stop_token_id` is
     the id that ended it and is the last of `token_ids` (the API process drops it from the text when
     it is special or a stop id). `prompt_logprobs` comes once, with the first token: entry 0 is
     None, entry i judges prompt token i. `cached_tokens` (prompt tokens found in the prefix cache)
     and `scheduled` (monotonic time of first scheduling) come with the first token, else are None.
+    `first_token` is the monotonic time at which the first token became known, where it did so
+    before this output was sent.
     """
 
     request_id: str
@@ -77,6 +82,7 @@ class TokenOutput(msgspec.Struct, omit_defaults=True):
     prompt_logprobs: list[TokenLogprobs | None] | None = None
     cached_tokens: int | None = None
     scheduled: float | None = None
+    first_token: float | None = None
     error: str | None = None
 
 

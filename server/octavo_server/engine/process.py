@@ -89,16 +89,16 @@ def _serve(context: zmq.Context[zmq.Socket[bytes]], settings: Settings, outputs:
     ).start()
     decoder = msgspec.msgpack.Decoder(ToEngine)
     while True:
-        # NOTE: blocks only when idle; with work at hand it takes what has come and goes on.
-        wait_ms = 0 if core.has_work else None
+        if not core.has_work:
+            requests.poll()  # idle: sleep until somebody asks
         for _ in range(MESSAGES_A_STEP):
-            if not requests.poll(wait_ms):
+            try:
+                message = decoder.decode(requests.recv(zmq.NOBLOCK))
+            except zmq.Again:
                 break
-            message = decoder.decode(requests.recv())
             if isinstance(message, Shutdown):
                 return 0
             core.handle(message)
-            wait_ms = 0
         report = core.step()
         if report is not None:
             outputs.send(report)

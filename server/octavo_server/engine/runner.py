@@ -31,7 +31,7 @@ class Launched:
     step: Step
     token_ids: Tensor | None  # int64 [sampled], on the host; None: nothing was sampled
     sampled: list[int]  # their indices in the step
-    judgement: Judgement | None
+    judgements: list[Judgement]
     prompts: dict[int, list[Judgement]]  # index in the step -> parts of its prompt, in order
     done: torch.cuda.Event | None
 
@@ -134,7 +134,8 @@ class Runner:
         if self._on_gpu:
             self._packet[:length].copy_(host_packet[:length], non_blocking=True)
 
-        token_ids, judgement = None, None
+        token_ids: Tensor | None = None
+        judgements: list[Judgement] = []
         judged: dict[int, list[Judgement]] = {}
         if bucket is not None and graphs is not None:
             result = graphs.replay(bucket)
@@ -154,10 +155,10 @@ class Runner:
             )
             if more:
                 ends = [step.starts[index] + step.counts[index] for index in sampled]
-                token_ids, judgement = self._sampler.draw_extra(logits, *places, rows, ends)
+                token_ids, judgements = self._sampler.draw_extra(logits, *places, rows, ends)
             else:
                 token_ids = self._sampler.draw(logits, *places)
-        return self._send_back(step, token_ids, sampled, judgement, judged)
+        return self._send_back(step, token_ids, sampled, judgements, judged)
 
     def wait(self, launched: Launched) -> Sampled:
         """The step's results, as soon as the device has come past it."""
@@ -172,11 +173,11 @@ class Runner:
             for index, token_id in zip(launched.sampled, drawn, strict=True):
                 token_ids[index] = token_id
             result = Sampled(token_ids)
-        if launched.judgement is not None:
+        if launched.judgements:
             logprobs: list[TokenLogprobs | None] = [None] * count
-            entries = launched.judgement.read()
-            for place, entry in zip(launched.judgement.places, entries, strict=True):
-                logprobs[launched.sampled[place]] = entry
+            for judgement in launched.judgements:
+                for place, entry in zip(judgement.places, judgement.read(), strict=True):
+                    logprobs[launched.sampled[place]] = entry
             result.logprobs = logprobs
         if launched.prompts:
             result.prompt_logprobs = [
@@ -302,15 +303,15 @@ class Runner:
         step: Step,
         token_ids: Tensor | None,
         sampled: list[int],
-        judgement: Judgement | None,
+        judgements: list[Judgement],
         prompts: dict[int, list[Judgement]],
     ) -> Launched:
         if not self._on_gpu:
-            return Launched(step, token_ids, sampled, judgement, prompts, None)
+            return Launched(step, token_ids, sampled, judgements, prompts, None)
         host_ids = None
         if token_ids is not None:
             host_ids = self._host_ids[self._turn][: len(sampled)]
             host_ids.copy_(token_ids, non_blocking=True)
         done = torch.cuda.Event()  # type: ignore[no-untyped-call]
         done.record()
-        return Launched(step, host_ids, sampled, judgement, prompts, done)
+        return Launched(step, host_ids, sampled, judgements, prompts, done)

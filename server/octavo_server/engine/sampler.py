@@ -22,6 +22,11 @@ _PROMPT_LOGITS_ROWS = 128
 transiently.
 """
 
+EXTRA_ROWS = 64
+"""Rows that get the extra stage at a time: 64 x 152k float32 logits are 39 MB, and a few times that
+transiently.
+"""
+
 
 @dataclass(slots=True)
 class _Extra:
@@ -93,7 +98,7 @@ class Sampler:
     def draw(self, logits: Tensor, rows: Tensor, positions: Tensor) -> Tensor:
         """The common stage: int64 `[n]` ids, also left in the rows' last tokens.
 
-        logits `[n, vocab]`, overwritten; rows int32 `[n]`, positions int64 `[n]`.
+        logits `[n, vocab]`; rows int32 `[n]`, positions int64 `[n]`.
         """
         return self._ops.sample(logits, rows, positions, self.state)
 
@@ -104,29 +109,39 @@ class Sampler:
         positions: Tensor,
         rows: Sequence[int],
         num_tokens: Sequence[int],
-    ) -> tuple[Tensor, Judgement | None]:
+    ) -> tuple[Tensor, list[Judgement]]:
         """Both stages, for `rows` of which some ask for more; `num_tokens` each had so far.
 
-        The judgement covers the rows that asked for log probabilities, in order.
+        The judgements cover the rows that asked for log probabilities.
         """
-        logits = logits.float()
-        judged = [i for i, row in enumerate(rows) if row in self._judged]
-        raw = logits[judged].clone() if judged else None
-        for i, row in enumerate(rows):
-            if row in self._extras:
-                self._adjust(logits[i], row, num_tokens[i])
         token_ids = self.draw(logits, row_tensor, positions)
+        asking = [i for i, row in enumerate(rows) if row in self._extras or row in self._judged]
+        judgements: list[Judgement] = []
+        for first in range(0, len(asking), EXTRA_ROWS):
+            places = asking[first : first + EXTRA_ROWS]
+            index = torch.tensor(places, device=self._device)
+            part = logits.index_select(0, index).float()
+            judged = [i for i, place in enumerate(places) if rows[place] in self._judged]
+            raw = part[judged] if judged else None
+            for i, place in enumerate(places):
+                if rows[place] in self._extras:
+                    self._adjust(part[i], rows[place], num_tokens[place])
+            drawn = self.draw(part, row_tensor[index], positions[index])
+            token_ids[index] = drawn
+            self._count_drawn([rows[place] for place in places], drawn)
+            if raw is not None:
+                wanted = [self._rows.params[rows[places[i]]].logprobs or 0 for i in judged]
+                where = [places[i] for i in judged]
+                judgements.append(Judgement(raw, drawn[judged], wanted, where))
+        return token_ids, judgements
+
+    def _count_drawn(self, rows: Sequence[int], drawn: Tensor) -> None:
         for i, row in enumerate(rows):
             extra = self._extras.get(row)
             if extra is not None and extra.counts is not None:
                 seen, counts = extra.counts
-                drawn = token_ids[i : i + 1]
-                seen[drawn] = True
-                counts[drawn] += 1
-        if raw is None:
-            return token_ids, None
-        wanted = [self._rows.params[rows[i]].logprobs or 0 for i in judged]
-        return token_ids, Judgement(raw, token_ids[judged], wanted, judged)
+                seen[drawn[i : i + 1]] = True
+                counts[drawn[i : i + 1]] += 1
 
     def judge_prompt(
         self, logits_of: Callable[[Tensor], Tensor], residual: Tensor, row: int, start: int

@@ -28,8 +28,8 @@ WATERMARK = 0.01
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SchedulerConfig:
-    """`max_step_tokens` bounds a step while nobody decodes, `max_mixed_tokens` while somebody does:
-    a decoding stream waits for the whole step, so its inter-token latency is bounded by the latter.
+    """`max_step_tokens` bounds a step while no stream decodes, `max_mixed_tokens` while one does: it
+    waits for the whole step, so its inter-token latency is bounded by the latter.
     """
 
     max_model_len: int
@@ -96,7 +96,9 @@ class Scheduler:
         known.
         """
         decoding, prefilling = self._runnable()
-        budget = self.config.max_mixed_tokens if decoding else self.config.max_step_tokens
+        # A stream waits for the whole step; who does not stream gains more from a full one.
+        watched = any(sequence.streams for sequence in decoding)
+        budget = self.config.max_mixed_tokens if watched else self.config.max_step_tokens
         short = self._most_blocks_needed(decoding, prefilling, budget) > self.pool.num_free
         if short and self._in_flight:
             return None
@@ -133,8 +135,11 @@ class Scheduler:
         aborted meanwhile get nothing.
         """
         flight = self._in_flight.popleft()
+        behind = self._in_flight[-1] if self._in_flight else None
         outputs: list[TokenOutput] = []
         drawn = 0
+        now = self._clock()
+        block_size = self.config.block_size
         for index, sequence in enumerate(flight.scheduled):
             if sequence.status is not Status.RUNNING:
                 continue
@@ -146,22 +151,29 @@ class Scheduler:
             drawn += 1
             sequence.num_pending -= 1
             sequence.token_ids.append(token_id)
-            output = TokenOutput(sequence.request_id, [token_id])
             if sequence.num_output_tokens == 1:
-                output.cached_tokens = sequence.cached_tokens
-                output.scheduled = sequence.scheduled
-                output.prompt_logprobs, sequence.prompt_logprobs = sequence.prompt_logprobs, None
                 self._counters.prompt_tokens += sequence.num_prompt_tokens
-            if sampled.logprobs is not None and (logprobs := sampled.logprobs[index]) is not None:
-                output.logprobs = [logprobs]
-            output.finish_reason = self._finish_reason(sequence, token_id)
-            if output.finish_reason == "stop":
-                output.stop_token_id = token_id
-            if output.finish_reason is not None:
-                self._finish(sequence)
+            logprobs = None if sampled.logprobs is None else sampled.logprobs[index]
+            finish_reason = self._finish_reason(sequence, token_id)
+            output = None
+            if sequence.streams:
+                output = sequence.take_output(token_id, logprobs)
             else:
-                self._publish(sequence, self._in_flight[-1] if self._in_flight else None)
-            outputs.append(output)
+                if logprobs is not None or sequence.first_token is None:
+                    sequence.keep_output(logprobs, now)
+                if finish_reason is not None:
+                    output = sequence.take_whole_output()
+            if output is not None:
+                outputs.append(output)
+                output.finish_reason = finish_reason
+                if finish_reason == "stop":
+                    output.stop_token_id = token_id
+            if finish_reason is not None:
+                self._finish(sequence)
+            elif min(len(sequence.token_ids), sequence.num_computed) // block_size > (
+                sequence.num_published
+            ):
+                self._publish(sequence, behind)
         self._counters.generation_tokens += drawn
         self._counters.step_tokens += flight.step.num_tokens
         return outputs

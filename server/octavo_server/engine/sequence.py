@@ -5,7 +5,7 @@ from __future__ import annotations
 from enum import Enum, auto
 
 from octavo_server.engine.block_pool import extend_hashes
-from octavo_server.engine.messages import Add, TokenLogprobs
+from octavo_server.engine.messages import Add, TokenLogprobs, TokenOutput
 
 NO_ROW = -1
 
@@ -29,7 +29,9 @@ class Sequence:
         "arrival",
         "block_ids",
         "cached_tokens",
+        "first_token",
         "hashes",
+        "logprobs",
         "max_num_tokens",
         "num_computed",
         "num_pending",
@@ -43,6 +45,7 @@ class Sequence:
         "scheduled",
         "status",
         "stop_ids",
+        "streams",
         "token_ids",
     )
 
@@ -65,6 +68,10 @@ class Sequence:
         self.num_published = 0
         self.row = NO_ROW
         self.status = Status.WAITING
+        self.streams = request.stream
+        # Of a request that does not stream: kept for its one output.
+        self.first_token: float | None = None
+        self.logprobs: list[TokenLogprobs] | None = None
         self.cached_tokens: int | None = None
         self.scheduled: float | None = None
         self.prompt_logprobs: list[TokenLogprobs | None] | None = (
@@ -85,6 +92,37 @@ class Sequence:
         cache.
         """
         return self.prompt_logprobs is not None
+
+    def take_output(self, token_id: int, logprobs: TokenLogprobs | None) -> TokenOutput:
+        """What a stream gets for its newest token."""
+        output = TokenOutput(self.request_id, [token_id])
+        if logprobs is not None:
+            output.logprobs = [logprobs]
+        if self.num_output_tokens == 1:
+            output.cached_tokens = self.cached_tokens
+            output.scheduled = self.scheduled
+            output.prompt_logprobs, self.prompt_logprobs = self.prompt_logprobs, None
+        return output
+
+    def keep_output(self, logprobs: TokenLogprobs | None, now: float) -> None:
+        """Its newest token became known `now`, and nobody waits for it."""
+        if self.first_token is None:
+            self.first_token = now
+        if logprobs is not None:
+            self.logprobs = self.logprobs or []
+            self.logprobs.append(logprobs)
+
+    def take_whole_output(self) -> TokenOutput:
+        """All that `keep_output` kept."""
+        return TokenOutput(
+            self.request_id,
+            self.token_ids[self.num_prompt_tokens :],
+            logprobs=self.logprobs,
+            prompt_logprobs=self.prompt_logprobs,
+            cached_tokens=self.cached_tokens,
+            scheduled=self.scheduled,
+            first_token=self.first_token,
+        )
 
     def extend_hashes(self, block_size: int) -> list[bytes]:
         """Keys of all full blocks of known tokens."""

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import math
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from octavo_server.errors import CorruptModel, UnsupportedModel
-from octavo_server.loading.checkpoint import StoredTensor
+from octavo_server.loading.checkpoint import Place, StoredTensor
 from octavo_server.loading.damage import damage_in
 from octavo_server.loading.json_file import read_json
 
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 
 INDEX = "model.safetensors.index.json"
 _BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
+_TORCH_NAMES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 _LONGEST_NAME = 255
 _LFS_POINTER = b"version https://git-lfs"
 
@@ -108,13 +110,29 @@ def _file_tensors(path: Path) -> list[StoredTensor]:
 
 
 def _listed(file: Any, path: Path) -> list[StoredTensor]:
+    starts = _starts(path)
     found = []
     for name in file.keys():  # noqa: SIM118 (not a dict)
         part = file.get_slice(name)
         dtype, shape = part.get_dtype(), tuple(part.get_shape())
         read = partial(_read, file, name, path, dtype)
-        found.append(StoredTensor(name, shape, _BYTES.get(dtype, 1) * math.prod(shape), read))
+        size = _BYTES.get(dtype, 1) * math.prod(shape)
+        place = Place(path, starts[name], _TORCH_NAMES[dtype]) if dtype in _BYTES else None
+        found.append(StoredTensor(name, shape, size, read, place))
     return found
+
+
+def _starts(path: Path) -> dict[str, int]:
+    """Where each tensor begins in the file, in bytes. `safe_open` has checked the header.
+
+    Source: safetensors' format: its header's length (8 bytes, little-endian), the header (JSON with
+    offsets from its end), the tensors.
+    """
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        header: dict[str, Any] = json.loads(file.read(length))
+    header.pop("__metadata__", None)
+    return {name: 8 + length + int(entry["data_offsets"][0]) for name, entry in header.items()}
 
 
 def _read(file: Any, name: str, path: Path, dtype: str) -> Tensor:

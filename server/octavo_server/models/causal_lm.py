@@ -100,15 +100,25 @@ class Linear:
         return found
 
 
+_HEAD_ROWS = 64
+"""The head has a multiple of so many rows: cuBLAS takes 238 us instead of 45 for 50 x 1280 by
+50,257 (GPT-2), whose rows of logits are not aligned (H100).
+"""
+
+
 class Embedding:
     """The token table, and the head where they are tied."""
 
     def __init__(
         self, ops: Ops, rows: int, hidden: int, tied: bool, dtype: torch.dtype, device: torch.device
     ) -> None:
-        self.ops = ops
-        self.table = torch.empty(rows, hidden, dtype=dtype, device=device)
-        self.head = self.table if tied else torch.empty_like(self.table)
+        self.ops, self.rows = ops, rows
+        padded = -(-rows // _HEAD_ROWS) * _HEAD_ROWS
+        self._head = torch.empty(padded, hidden, dtype=dtype, device=device)
+        self._head[rows:].zero_()
+        # Views of the weights that checkpoints fill.
+        self.head = self._head[:rows]
+        self.table = self.head if tied else torch.empty_like(self.head)
 
     def __call__(
         self, token_ids: Tensor, positions: Tensor, position_table: Tensor | None = None
@@ -116,8 +126,10 @@ class Embedding:
         return self.ops.embed(token_ids, self.table, positions, position_table)
 
     def logits(self, residual: Tensor, norm: Norm) -> Tensor:
-        return self.ops.norm_linear(residual, norm.weight, norm.bias, norm.eps, self.head)
+        logits = self.ops.norm_linear(residual, norm.weight, norm.bias, norm.eps, self._head)
+        return logits[:, : self.rows]
 
     def prepare(self) -> None:
         # The table stays plain for look-ups: a tied head is a copy where the layout differs.
-        self.head = self.ops.prepare_linear(self.head)
+        self._head = self.ops.prepare_linear(self._head)
+        del self.head
