@@ -234,7 +234,7 @@ class Sample(Protocol):
     ) -> Tensor:
         """Draw one id per row of logits -> int64 `[n]`, and leave it in `last_tokens[rows]` too.
 
-        logits `[n, vocab]`, the model's dtype or float32 (may be overwritten); rows int32 `[n]`:
+        logits `[n, vocab]`, the model's dtype or float32, rows may be strided; rows int32 `[n]`:
         whose parameters hold; positions int64 or int32 `[n]`. Temperature
         0 is argmax (lowest id wins ties). Otherwise Gumbel-max over logits / temperature after
         top-k, then top-p (the smallest set of best tokens whose mass reaches top_p; the token that

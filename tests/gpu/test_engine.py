@@ -35,7 +35,8 @@ def load(folder: Path, dtype: str, **settings: object) -> LLM:
         device="cuda",
         dtype=dtype,
         max_model_len=256,
-        **({"kv_cache_memory_bytes": 64 << 20} | settings),  # type: ignore[arg-type]
+        # Few rows: their graphs are captured at every start.
+        **({"kv_cache_memory_bytes": 64 << 20, "max_num_seqs": 16} | settings),  # type: ignore[arg-type]
     )
 
 

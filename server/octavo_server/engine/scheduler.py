@@ -28,8 +28,9 @@ WATERMARK = 0.01
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SchedulerConfig:
-    """`max_step_tokens` bounds a step while no stream decodes, `max_mixed_tokens` while one does: it
-    waits for the whole step, so its inter-token latency is bounded by the latter.
+    """`max_step_tokens` bounds a step. While a stream decodes, a step takes `max_mixed_tokens` of
+    prompts beside the decoding rows at most: the stream waits for the whole step, so its
+    inter-token latency is bounded by them.
     """
 
     max_model_len: int
@@ -98,7 +99,9 @@ class Scheduler:
         decoding, prefilling = self._runnable()
         # A stream waits for the whole step; who does not stream gains more from a full one.
         watched = any(sequence.streams for sequence in decoding)
-        budget = self.config.max_mixed_tokens if watched else self.config.max_step_tokens
+        budget = self.config.max_step_tokens
+        if watched:
+            budget = min(budget, len(decoding) + self.config.max_mixed_tokens)
         short = self._most_blocks_needed(decoding, prefilling, budget) > self.pool.num_free
         if short and self._in_flight:
             return None

@@ -24,10 +24,11 @@ class Bench:
         self.scheduler = Scheduler(self.config, self.pool, clock=lambda: 5.0)
         self.runner = RecordingRunner(self.config)
 
-    def add(self, request_id: str, prompt: list[int], **params: object) -> None:
-        self.scheduler.add(
-            Add(request_id, prompt, SamplingParams(**({"ignore_eos": True} | params)), 0.0)  # type: ignore[arg-type]
-        )
+    def add(
+        self, request_id: str, prompt: list[int], *, stream: bool = True, **params: object
+    ) -> None:
+        asked = SamplingParams(**({"ignore_eos": True} | params))  # type: ignore[arg-type]
+        self.scheduler.add(Add(request_id, prompt, asked, 0.0, stream=stream))
 
     def step(self) -> tuple[Step, list[TokenOutput]]:
         step = self.scheduler.schedule()
@@ -50,10 +51,30 @@ def test_prompts_are_computed_whole_while_nobody_decodes_and_in_chunks_beside_a_
     assert (step.counts, step.samples) == ([40], [True])
     bench.add("b", [2] * 40)
     step, outputs = bench.step()
-    assert (step.counts, step.samples) == ([1, 15], [True, False])
+    assert (step.counts, step.samples) == ([1, 16], [True, False])
     assert [output.request_id for output in outputs] == ["a"]
     step, _ = bench.step()
-    assert step.starts == [41, 15]
+    assert step.starts == [41, 16]
+
+
+def test_beside_rows_that_nobody_watches_prompts_are_computed_whole() -> None:
+    bench = Bench()
+    bench.add("a", [1] * 40, stream=False)
+    bench.step()
+    bench.add("b", [2] * 40)
+    step, _ = bench.step()
+    assert step.counts == [1, 40]
+
+
+def test_a_request_that_does_not_stream_gets_one_output_with_its_times() -> None:
+    bench = Bench()
+    bench.add("a", [1] * 5, stream=False, max_tokens=3)
+    bench.add("b", [1] * 5, max_tokens=3)
+    outputs = bench.run()
+    assert [out.request_id for out in outputs] == ["b", "b", "a", "b"]
+    whole = outputs[2]
+    assert whole.token_ids == [token for out in outputs for token in out.token_ids if out != whole]
+    assert (whole.finish_reason, whole.scheduled, whole.first_token) == ("length", 5.0, 5.0)
 
 
 def test_first_come_first_served_within_the_rows_there_are() -> None:

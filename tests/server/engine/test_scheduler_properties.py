@@ -83,6 +83,7 @@ class Engine(RuleBasedStateMachine):
         penalised=st.booleans(),
         judged=st.booleans(),
         salt=st.sampled_from([None, "a"]),
+        streams=st.booleans(),
     )
     def add(
         self,
@@ -94,6 +95,7 @@ class Engine(RuleBasedStateMachine):
         penalised: bool,
         judged: bool,
         salt: str | None,
+        streams: bool,
     ) -> None:
         self.count += 1
         request_id, prompt = str(self.count), stem + tail
@@ -104,7 +106,7 @@ class Engine(RuleBasedStateMachine):
             presence_penalty=0.5 if penalised else 0.0,
             prompt_logprobs=0 if judged else None,
         )
-        self.scheduler.add(Add(request_id, prompt, params, 0.0, salt))
+        self.scheduler.add(Add(request_id, prompt, params, 0.0, salt, streams))
         self.outputs[request_id] = []
         self.prompts[request_id] = prompt
         self.expected[request_id] = expected_output(
