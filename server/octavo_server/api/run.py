@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import uvicorn
+from starlette.types import ASGIApp
 
 from octavo_server.api.app import create_app
 from octavo_server.api.errors import Unavailable
@@ -47,6 +48,22 @@ class HttpServer(uvicorn.Server):
         yield
 
 
+def http_server(app: ASGIApp, log_level: str) -> HttpServer:
+    """uvicorn as Octavo wants it, for `app`."""
+    return HttpServer(
+        uvicorn.Config(
+            app,
+            log_level=log_level,
+            access_log=log_level in ("info", "debug", "trace"),
+            lifespan="off",
+            ws="none",
+            server_header=False,
+            proxy_headers=False,
+            timeout_graceful_shutdown=_FLUSH_SECONDS,
+        )
+    )
+
+
 class Run:
     """Loads, serves, drains. `execute` returns the exit code."""
 
@@ -77,18 +94,7 @@ class Run:
             on_loaded=self._on_loaded,
             on_failed=self._on_failed,
         )
-        self._http = HttpServer(
-            uvicorn.Config(
-                create_app(self._service),
-                log_level=log_level,
-                access_log=log_level in ("info", "debug", "trace"),
-                lifespan="off",
-                ws="none",
-                server_header=False,
-                proxy_headers=False,
-                timeout_graceful_shutdown=_FLUSH_SECONDS,
-            )
-        )
+        self._http = http_server(create_app(self._service), log_level)
 
     async def execute(self) -> int:
         loop = asyncio.get_running_loop()

@@ -137,7 +137,7 @@ def serve(model: str | None, flags: dict[str, Any]) -> int:
         level = flags["uvicorn_log_level"]
         return await Run(config, settings, listener, level, early).execute()
 
-    with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+    with asyncio.Runner(loop_factory=loop_factory()) as runner:
         return runner.run(run())
 
 
@@ -204,7 +204,7 @@ def listen(host: str, port: int) -> socket.socket:
     return listener
 
 
-def _loop_factory() -> Any:
+def loop_factory() -> Any:
     try:
         import uvloop
     except ImportError:

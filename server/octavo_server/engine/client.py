@@ -30,11 +30,18 @@ class EngineClient:
 
     `on_message` gets every message in order: `Progress`es, then `Ready` or `Failed`, then the rest.
     After `Failed` nothing follows. A process that dies without a word is reported as
-    `Failed("EngineFailed", ...)`.
+    `Failed("EngineFailed", ...)`. `module` is what the process runs.
     """
 
-    def __init__(self, config: EngineConfig, *, on_message: Callable[[FromEngine], None]) -> None:
+    def __init__(
+        self,
+        config: EngineConfig,
+        *,
+        on_message: Callable[[FromEngine], None],
+        module: str = "octavo_server.engine.process",
+    ) -> None:
         self._config = config
+        self._module = module
         self._on_message = on_message
         self._folder = Path(tempfile.mkdtemp(prefix="octavo-"))
         self._context = zmq.Context()
@@ -74,7 +81,7 @@ class EngineClient:
             self._config, self._address("requests"), self._address("outputs"), os.getpid()
         )
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "octavo_server.engine.process"],
+            [sys.executable, "-m", self._module],
             stdin=subprocess.PIPE,
             # Its own group: Ctrl-C in a terminal reaches the API process only, which drains.
             process_group=0,

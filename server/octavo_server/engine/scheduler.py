@@ -280,7 +280,8 @@ class Scheduler:
 
     def _owed_blocks(self, sequence: Sequence) -> int:
         """Pages for the rest of an admitted prompt; whoever comes later must leave them alone."""
-        return self._blocks_for(len(sequence.token_ids)) - len(sequence.block_ids)
+        num_tokens = len(sequence.token_ids) + sequence.num_pending
+        return max(0, self._blocks_for(num_tokens) - len(sequence.block_ids))
 
     def _grow(self, sequence: Sequence, count: int, flight: _Flight) -> tuple[bool, int]:
         """Pages for `count` more tokens, preempting the youngest not yet in this step if need be.
