@@ -30,6 +30,9 @@ DTYPES = [torch.bfloat16, torch.float16, torch.float32]
 FEW = Skinny("few", 8, 512, 4, 3, 1, 2)
 DOT = Skinny("dot", 64, 128, 4, 4, 1, 2)
 SPLIT = Skinny("dot", 32, 128, 4, 4, 4, 2)
+HELD = FEW._replace(held=2)
+FUSED = Skinny("dot", 32, 128, 4, 3, 2, 0, held=2, fused=1)
+WAYS = Skinny("dot", 16, 256, 4, 2, 3, 0, held=2, ways=4)
 
 
 @pytest.fixture(scope="module")
@@ -79,8 +82,8 @@ def test_no_op_waits_for_the_device(ops: Ops, monkeypatch: pytest.MonkeyPatch, r
     def step() -> torch.Tensor:
         residual = ops.embed(ids, table, ids, None)
         for _ in range(4):
-            inner = ops.norm_linear(residual, norm, None, 1e-5, up)
-            ops.linear_add(inner, down, None, residual, "silu_mul")
+            inner = ops.norm_linear(residual, norm, None, 1e-5, up, None, "silu_mul")
+            ops.linear_add(inner, down, None, residual)
         ops.layer_norm(ops.rms_norm(ops.gelu(inner), inner[0], 1e-5), inner[0], inner[0], 1e-5)
         logits = ops.norm_linear(residual, norm, norm, 1e-5, head)
         return ops.sample(logits, index, ids, state)
@@ -168,7 +171,7 @@ def test_sampling_draws_what_the_cpu_draws(ops: Ops, dtype: torch.dtype, aligned
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("config", [None, FEW, DOT, SPLIT], ids=str)
+@pytest.mark.parametrize("config", [None, FEW, HELD, DOT, SPLIT, FUSED, WAYS], ids=str)
 @pytest.mark.parametrize("activation", [None, "silu_mul", "gelu"])
 def test_products(
     ops: Ops,
@@ -185,23 +188,25 @@ def test_products(
     def randn(*shape: int, scale: float = 1.0) -> torch.Tensor:
         return (torch.randn(*shape, device="cuda") * scale).to(dtype)
 
+    activated = getattr(oracle, activation) if activation else torch.Tensor.float
     weight, bias = randn(outs, ins, scale=0.03), randn(outs)
     norm_weight, norm_bias = randn(ins), randn(ins)
-    for rows in (1, 2, 3, 4) if config == FEW else (1, 7, 16, 33, 64):
+    few = config is not None and config.kind == "few"
+    for rows in (1, 2, 3, 4) if few else (1, 7, 16, 33, 64):
         residual = torch.randn(rows, ins, device="cuda") * 3 + 1
         wanted = oracle.rms_norm(residual.cpu(), norm_weight.cpu(), 1e-5)
-        actual = ops.norm_linear(residual, norm_weight, None, 1e-5, weight)
-        assert_close(actual, wanted @ weight.cpu().float().T, dtype)
-        wanted = oracle.layer_norm(residual.cpu(), norm_weight.cpu(), norm_bias.cpu(), 1e-5)
-        wanted = wanted @ weight.cpu().float().T + bias.cpu().float()
-        actual = ops.norm_linear(residual, norm_weight, norm_bias, 1e-5, weight, bias)
+        wanted = activated(wanted @ weight.cpu().float().T)
+        actual = ops.norm_linear(residual, norm_weight, None, 1e-5, weight, None, activation)
         assert_close(actual, wanted, dtype)
-        x = randn(rows, 2 * ins if activation == "silu_mul" else ins)
-        host = getattr(oracle, activation)(x.cpu()) if activation else x.cpu().float()
-        product = host.to(dtype).float() @ weight.cpu().float().T
+        wanted = oracle.layer_norm(residual.cpu(), norm_weight.cpu(), norm_bias.cpu(), 1e-5)
+        wanted = activated(wanted @ weight.cpu().float().T + bias.cpu().float())
+        actual = ops.norm_linear(residual, norm_weight, norm_bias, 1e-5, weight, bias, activation)
+        assert_close(actual, wanted, dtype)
+        x = randn(rows, ins)
+        product = x.cpu().float() @ weight.cpu().float().T
         stream = torch.randn(rows, outs, device="cuda")
         wanted = stream.cpu() + product + bias.cpu().float()
-        ops.linear_add(x, weight, bias, stream, activation)
+        ops.linear_add(x, weight, bias, stream)
         assert_close(stream, wanted, dtype)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from typing import Any
 
 from fastapi import FastAPI, Request, Response
@@ -12,6 +12,7 @@ from fastapi.routing import APIRoute
 from prometheus_client.exposition import choose_encoder
 from pydantic import BaseModel, ValidationError
 from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from octavo_server.api.chat import create_chat_completion, encode_messages
 from octavo_server.api.completions import create_completion
@@ -28,16 +29,26 @@ from octavo_server.cli import version
 from octavo_server.errors import InvalidRequest, OctavoError
 
 logger = logging.getLogger(__name__)
+Handler = Callable[[Service, Request], Awaitable[Response]]
 
 
-def create_app(service: Service) -> FastAPI:
+def create_app(service: Service) -> ASGIApp:
     """The ASGI application of one server. Handlers read bodies themselves: FastAPI's own way of
     validating them costs more than all the rest of a short request.
     """
+    hot: dict[str, Handler] = {
+        "/v1/completions": create_completion,
+        "/v1/chat/completions": create_chat_completion,
+    }
+    app = HotPath(create_routes(service), service, hot)
+    return Gate(app, lifecycle=service.lifecycle, api_keys=service.settings.api_keys)
+
+
+def create_routes(service: Service) -> FastAPI:
+    """All endpoints, as documented by /openapi.json."""
     # /docs and /redoc would load scripts from a CDN.
     app = FastAPI(title="Octavo", version=version(), docs_url=None, redoc_url=None)
     app.router.route_class = PlainRoute
-    app.add_middleware(Gate, lifecycle=service.lifecycle, api_keys=service.settings.api_keys)
     app.add_exception_handler(HTTPException, _on_http_error)
     _add_inference(app, service)
     _add_tokenizer(app, service)
@@ -56,15 +67,42 @@ class PlainRoute(APIRoute):
         endpoint: Callable[[Request], Awaitable[Response]] = self.endpoint
 
         async def handle(request: Request) -> Response:
-            try:
-                return await endpoint(request)
-            except (OctavoError, ValidationError) as error:
-                return error_response(error)
-            except Exception as error:
-                logger.exception("%s %s failed", request.method, request.url.path)
-                return error_response(error)
+            return await _answer(request, endpoint(request))
 
         return handle
+
+
+class HotPath:
+    """Answers POSTs to some paths by itself: the routes' stack of middleware and wrappers costs
+    more than a short request, and every chunk of a stream would pass through each of its layers.
+    """
+
+    def __init__(self, app: ASGIApp, service: Service, handlers: Mapping[str, Handler]) -> None:
+        self._app = app
+        self._service = service
+        self._handlers = handlers
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        handler = None
+        if scope["type"] == "http" and scope["method"] == "POST":
+            handler = self._handlers.get(scope["path"])
+        if handler is None:
+            await self._app(scope, receive, send)
+            return
+        request = Request(scope, receive)
+        response = await _answer(request, handler(self._service, request))
+        await response(scope, receive, send)
+
+
+async def _answer(request: Request, answer: Awaitable[Response]) -> Response:
+    """What a handler returns, or the response to what it raises."""
+    try:
+        return await answer
+    except (OctavoError, ValidationError) as error:
+        return error_response(error)
+    except Exception as error:
+        logger.exception("%s %s failed", request.method, request.url.path)
+        return error_response(error)
 
 
 def _add_inference(app: FastAPI, service: Service) -> None:

@@ -199,10 +199,16 @@ def usable_cpus() -> int:
 
 
 def _capture_graphs(runner: Runner, progress: Callable[[str], None]) -> None:
+    if not runner.has_graphs:
+        return
     started = time.monotonic()
+    free, _ = torch.cuda.mem_get_info()
     captured = runner.capture()
-    if captured:
-        progress(f"{captured} CUDA graphs captured in {time.monotonic() - started:.1f} s")
+    taken = free - torch.cuda.mem_get_info()[0]
+    progress(
+        f"{captured} CUDA graphs captured in {time.monotonic() - started:.1f} s, "
+        f"{taken / (1 << 30):.2f} GiB"
+    )
 
 
 def _first_step(core: EngineCore, progress: Callable[[str], None]) -> None:

@@ -100,6 +100,10 @@ class Runner:
             self._whole = DecodeGraphs(self._decode_and_draw, buckets)
             self._forward = DecodeGraphs(self._decode, buckets, self._whole.pool)
 
+    @property
+    def has_graphs(self) -> bool:
+        return self._whole is not None
+
     @torch.inference_mode()
     def capture(self) -> int:
         """Capture the graphs of plain decode steps, the largest first: the others fit in its

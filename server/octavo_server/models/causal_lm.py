@@ -73,17 +73,17 @@ class Linear:
         self.weight = torch.empty(outs, ins, dtype=dtype, device=device)
         self.bias = torch.empty(outs, dtype=dtype, device=device) if bias else None
 
-    def of_norm(self, residual: Tensor, norm: Norm) -> Tensor:
-        """`linear(norm(residual))`, `[tokens, outs]`."""
+    def of_norm(
+        self, residual: Tensor, norm: Norm, activation: ActivationName | None = None
+    ) -> Tensor:
+        """`activation(linear(norm(residual)))`, `[tokens, outs]` ("silu_mul": half of them)."""
         return self.ops.norm_linear(
-            residual, norm.weight, norm.bias, norm.eps, self.weight, self.bias
+            residual, norm.weight, norm.bias, norm.eps, self.weight, self.bias, activation
         )
 
-    def add_to(
-        self, residual: Tensor, x: Tensor, activation: ActivationName | None = None
-    ) -> None:
-        """`residual += linear(activation(x))`, in place."""
-        self.ops.linear_add(x, self.weight, self.bias, residual, activation)
+    def add_to(self, residual: Tensor, x: Tensor) -> None:
+        """`residual += linear(x)`, in place."""
+        self.ops.linear_add(x, self.weight, self.bias, residual)
 
     def prepare(self) -> None:
         self.weight = self.ops.prepare_linear(self.weight)

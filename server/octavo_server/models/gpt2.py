@@ -38,7 +38,7 @@ class Layer:
             query, key_cache, value_cache, batch.attention, scale=self.head_size**-0.5
         )
         self.output.add_to(residual, seen.view(len(seen), -1))
-        self.down.add_to(residual, self.up.of_norm(residual, self.ln_2), "gelu")
+        self.down.add_to(residual, self.up.of_norm(residual, self.ln_2, "gelu"))
 
     def slots(self) -> dict[str, Tensor]:
         found: dict[str, Tensor] = {}

@@ -81,7 +81,7 @@ class Layer:
 
     def __call__(self, residual: Tensor, cos_sin: Tensor, batch: Batch) -> None:
         self.attention(residual, self.input_norm, cos_sin, batch)
-        self.down.add_to(residual, self.gate_up.of_norm(residual, self.mlp_norm), "silu_mul")
+        self.down.add_to(residual, self.gate_up.of_norm(residual, self.mlp_norm, "silu_mul"))
 
     def slots(self) -> dict[str, Tensor]:
         found = {

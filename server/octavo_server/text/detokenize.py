@@ -31,6 +31,10 @@ class Detokenizer(Protocol):
         """The text that this token completes; empty for ids past the vocabulary."""
         ...
 
+    def push_all(self, token_ids: Sequence[int]) -> str:
+        """The text that pushing one after the other would give, in a fraction of the time."""
+        ...
+
     def flush(self) -> str:
         """What was held back, at the end of the text."""
         ...
@@ -72,6 +76,17 @@ class PieceDetokenizer:
             self._at_start = False
             piece = piece.removeprefix(" ")  # type: ignore[arg-type]
         return piece  # type: ignore[return-value]
+
+    def push_all(self, token_ids: Sequence[int]) -> str:
+        pieces = list(map(self._table.__getitem__, token_ids))
+        if self.pending or bytes in map(type, pieces):
+            text = self._feed(b"".join(p.encode() if isinstance(p, str) else p for p in pieces))
+        else:
+            text = "".join(pieces)  # type: ignore[arg-type]
+        if self._at_start and text:
+            self._at_start = False
+            text = text.removeprefix(" ")
+        return text
 
     def flush(self) -> str:
         self.pending = False
@@ -119,6 +134,9 @@ class WindowDetokenizer:
             self._window = self._window[-_PREFIX_TOKENS:]
             self._emitted = len(self._decode(self._window))
         return new
+
+    def push_all(self, token_ids: Sequence[int]) -> str:
+        return "".join(map(self.push, token_ids))
 
     def flush(self) -> str:
         text = self._decode(self._window)
