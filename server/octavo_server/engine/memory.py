@@ -12,7 +12,7 @@ import torch
 
 from octavo_kernels.ops import AttentionBatch
 from octavo_server.config import EngineConfig
-from octavo_server.engine.graphs import decode_buckets
+from octavo_server.engine.graphs import MAX_TOKENS, row_buckets, token_buckets
 from octavo_server.engine.sampler import EXTRA_ROWS
 from octavo_server.engine.scheduler import COUNT_SLOTS
 from octavo_server.errors import OutOfMemory
@@ -21,8 +21,8 @@ from octavo_server.models.causal_lm import Batch, CausalLM
 CPU_CACHE_BYTES = 1 << 30
 """Default on CPU, where the machine's memory belongs to others too."""
 
-GRAPH_BYTES = 8 << 20
-"""Of the driver, per captured graph of a few hundred launches."""
+GRAPH_BYTES = 3 << 20
+"""Of the driver, per captured graph of a few hundred launches (those of a head have a few)."""
 
 SPARE_BYTES = 256 << 20
 """Left free where other tenants, not the utilization, set the limit: fragments, late modules."""
@@ -86,14 +86,15 @@ def measure_cache_bytes(
     weights = torch.cuda.memory_allocated(device)
     with torch.inference_mode():
         trial = _Trial(config, model, bounds, device, dtype)
-        prefill = _peak(device, trial.prefill)
+        prefill = _peak(device, lambda: trial.prefill(bounds.max_step_tokens))
+        mixed = _peak(device, lambda: trial.prefill(min(MAX_TOKENS, bounds.max_step_tokens)))
         decode = _peak(device, trial.decode)
         sampler = decode + _peak(device, trial.draw_extra)
     # The graphs' pool is apart from the memory that other steps use.
     graphs = 0
     if use_graphs:
-        count = len(decode_buckets(bounds.max_num_seqs))
-        graphs = decode + count * GRAPH_BYTES
+        count = 2 * len(row_buckets(bounds.max_num_seqs)) + len(token_buckets(MAX_TOKENS))
+        graphs = max(decode, mixed) + count * GRAPH_BYTES
     activations = max(prefill, decode, sampler) + _buffer_bytes(bounds, model, config.block_size)
     free, total = torch.cuda.mem_get_info(device)
     # Weights, and what libraries and loaded kernels took since the context was made.
@@ -139,9 +140,8 @@ class _Trial:
         self._caches = [(page, page)] * model.config.num_layers
         self._block_size = config.block_size
 
-    def prefill(self) -> None:
-        """A step full of the longest prompts that fit."""
-        tokens = self._bounds.max_step_tokens
+    def prefill(self, tokens: int) -> None:
+        """A step of so many tokens, in the longest prompts that fit."""
         self._run(min(tokens, self._bounds.max_model_len), tokens)
 
     def decode(self) -> None:

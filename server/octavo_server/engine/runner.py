@@ -6,19 +6,23 @@ sees a tensor.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from octavo_kernels.ops import AttentionBatch, Ops
-from octavo_kernels.step_inputs import StepBuffers
-from octavo_server.engine.graphs import DecodeGraphs, decode_buckets
+from octavo_kernels.step_inputs import HEADER, StepBuffers
+from octavo_server.engine.graphs import Graphs, row_buckets, smallest, token_buckets
 from octavo_server.engine.messages import TokenLogprobs
 from octavo_server.engine.rows import Rows, packet_size
 from octavo_server.engine.sampler import Judgement, Sampler
 from octavo_server.engine.step import Sampled, Step
 from octavo_server.models.causal_lm import Batch, CausalLM
+
+FEW_SEQUENCES = 64
+"""Graphs of steps with prompts provide for so many sequences at least: idle programs are cheap."""
 
 _RING = 3
 """Host buffers in turn: one is written while those of two steps in flight may still be read."""
@@ -94,26 +98,30 @@ class Runner:
             )
             for _ in range(config.num_layers)
         ]
-        self._whole = self._forward = None
-        if use_graphs:
-            buckets = decode_buckets(max_num_seqs)
-            self._whole = DecodeGraphs(self._decode_and_draw, buckets)
-            self._forward = DecodeGraphs(self._decode, buckets, self._whole.pool)
+        self._row_buckets = row_buckets(max_num_seqs)
+        self._token_buckets = token_buckets(max_step_tokens)
+        self._graphs = _StepGraphs(self) if use_graphs else None
 
     @property
     def has_graphs(self) -> bool:
-        return self._whole is not None
+        return self._graphs is not None
 
     @torch.inference_mode()
     def capture(self) -> int:
-        """Capture the graphs of plain decode steps, the largest first: the others fit in its
-        memory. Rows that ask for more get theirs when they first come. Returns how many.
+        """Capture the graphs that most steps need, the largest first: the others fit in their
+        memory. The rest is captured when it is first wanted. Returns how many.
         """
-        if self._whole is None:
+        if self._graphs is None:
             return 0
-        for bucket in sorted(self._whole.buckets, reverse=True):
-            self._capture(self._whole, bucket)
-        return len(self._whole.buckets)
+        wanted: list[tuple[Graphs, tuple[int, ...]]] = [
+            (self._graphs.mixed, (tokens, self._sequence_cap(tokens, 1)))
+            for tokens in reversed(self._token_buckets)
+        ]
+        for graphs in (self._graphs.whole, self._graphs.head):
+            wanted += [(graphs, (rows,)) for rows in reversed(self._row_buckets)]
+        for graphs, key in wanted:
+            self._replay(graphs, *key, replay=False)
+        return len(wanted)
 
     @torch.inference_mode()
     def launch(self, step: Step) -> Launched:
@@ -128,40 +136,40 @@ class Runner:
         for new in step.new_rows:
             self._sampler.take_row(new.row)
         prompts = self._prompts_to_judge(step)
+        graphs = None if prompts else self._graphs
         more = self._sampler.asks_more(rows)
-        bucket = None
-        if self._whole is not None and len(sampled) == step.num_tokens and not prompts:
-            bucket = self._whole.bucket_of(len(sampled))
-        graphs = self._forward if more else self._whole
-        if bucket is not None and graphs is not None and not graphs.has(bucket):
-            self._capture(graphs, bucket)
-        if self._on_gpu:
-            self._packet[:length].copy_(host_packet[:length], non_blocking=True)
+        decodes = len(sampled) == step.num_tokens
+
+        def send_packet() -> None:
+            if self._on_gpu:
+                self._packet[:length].copy_(host_packet[:length], non_blocking=True)
 
         token_ids: Tensor | None = None
         judgements: list[Judgement] = []
         judged: dict[int, list[Judgement]] = {}
-        if bucket is not None and graphs is not None:
-            result = graphs.replay(bucket)
-            token_ids = None if more else result[: len(sampled)]
+        bucket = smallest(self._row_buckets, len(sampled))
+        if graphs is not None and decodes and bucket is not None and not more:
+            token_ids = self._replay(graphs.whole, bucket, before=send_packet)
         else:
-            residual = self._run(step)
-            for index in prompts:
-                judged[index] = self._judge_prompt(step, residual, index)
-            if sampled:
+            if graphs is None or not self._replay_layers(graphs, step, decodes, send_packet):
+                send_packet()
+                residual = self._run(step)
+                for index in prompts:
+                    judged[index] = self._judge_prompt(step, residual, index)
                 chosen = self._buffers.sampled_tokens[: len(sampled)]
                 torch.index_select(residual, 0, chosen, out=self._last[: len(sampled)])
-        if sampled and token_ids is None:
-            logits = self._model.logits(self._last[: len(sampled)])
-            places = (
-                self._buffers.sampled_rows[: len(sampled)],
-                self._buffers.sampled_positions[: len(sampled)],
-            )
-            if more:
+            if sampled and more:
                 ends = [step.starts[index] + step.counts[index] for index in sampled]
-                token_ids, judgements = self._sampler.draw_extra(logits, *places, rows, ends)
-            else:
-                token_ids = self._sampler.draw(logits, *places)
+                logits = self._model.logits(self._last[: len(sampled)])
+                token_ids, judgements = self._sampler.draw_extra(
+                    logits, *self._places(len(sampled)), rows, ends
+                )
+            elif sampled and self._graphs is not None and bucket is not None:
+                token_ids = self._replay(self._graphs.head, bucket)
+            elif sampled:
+                token_ids = self._head(len(sampled))
+        if token_ids is not None:
+            token_ids = token_ids[: len(sampled)]
         return self._send_back(step, token_ids, sampled, judgements, judged)
 
     def wait(self, launched: Launched) -> Sampled:
@@ -192,6 +200,47 @@ class Runner:
 
     # -- the parts of launch() --------------------------------------------------------------------
 
+    def _replay_layers(
+        self, graphs: _StepGraphs, step: Step, decodes: bool, send_packet: Callable[[], None]
+    ) -> bool:
+        """Inputs and layers of a step, sampled rows left in `_last`; False where no graph fits."""
+        tokens, seqs = step.num_tokens, len(step.rows)
+        if decodes:
+            bucket = smallest(self._row_buckets, seqs)
+            if bucket is None:
+                return False
+            self._replay(graphs.decode, bucket, before=send_packet)
+            return True
+        bucket = smallest(self._token_buckets, tokens)
+        if bucket is None or seqs > bucket:
+            return False
+        key = (bucket, self._sequence_cap(bucket, seqs))
+        self._replay(graphs.mixed, *key, before=send_packet)
+        return True
+
+    def _sequence_cap(self, tokens: int, seqs: int) -> int:
+        """Sequences that a graph of so many tokens provides for: few as a rule, else all."""
+        most = min(tokens, self._row_buckets[-1])
+        return min(FEW_SEQUENCES, most) if seqs <= FEW_SEQUENCES else most
+
+    def _replay(
+        self,
+        graphs: Graphs,
+        *key: int,
+        before: Callable[[], None] = lambda: None,
+        replay: bool = True,
+    ) -> Tensor | None:
+        """Replay a graph, captured first if it is new; `before` comes between."""
+        if not graphs.has(*key):
+            if self._on_gpu:
+                # NOTE: an empty packet, for capturing runs the step once: all is padding then.
+                self._packet[:HEADER].zero_()
+            graphs.capture(*key)
+        if not replay:
+            return None
+        before()
+        return graphs.replay(*key)
+
     def _run(self, step: Step) -> Tensor:
         """Inputs and layers of a step of any shape: the residual of all its tokens."""
         tokens, seqs = step.num_tokens, len(step.rows)
@@ -204,38 +253,51 @@ class Runner:
             max_query_len=max(step.counts),
             max_context_len=longest,
         )
-        self._prepare(seqs, tokens)
+        # Samples are padded as far as the graph that draws them reads.
+        self._prepare(smallest(self._row_buckets, seqs) or seqs, tokens)
         return self._model.forward(batch)
 
-    def _decode(self, bucket: int) -> Tensor:
-        """Inputs and layers of a decode step of up to `bucket` rows, from the packet alone; leaves
-        the residual in `_last`.
+    def _mixed(self, tokens: int, seqs: int) -> Tensor:
+        """Inputs and layers of a step of up to so many tokens and sequences, from the packet
+        alone; leaves the residual of its samples in `_last`.
         """
         batch = self._batch(
-            bucket,
-            bucket,
-            num_decodes=bucket,
-            max_query_len=1,
+            tokens,
+            seqs,
+            num_decodes=seqs,
+            max_query_len=tokens,
             max_context_len=self._max_model_len,
         )
-        self._prepare(bucket, bucket)
+        self._prepare(seqs, tokens)
         residual = self._model.forward(batch)
-        # All its rows are sampled, in order.
-        return self._last[:bucket].copy_(residual)
+        chosen = self._buffers.sampled_tokens[:seqs]
+        return torch.index_select(residual, 0, chosen, out=self._last[:seqs])
 
-    def _decode_and_draw(self, bucket: int) -> Tensor:
+    def _decode(self, rows: int) -> Tensor:
+        """As `_mixed`, for rows of one token each, which are all sampled, in order."""
+        return self._last[:rows].copy_(self._decode_layers(rows))
+
+    def _decode_and_draw(self, rows: int) -> Tensor:
+        logits = self._model.logits(self._decode_layers(rows))
+        return self._sampler.draw(logits, *self._places(rows))
+
+    def _decode_layers(self, rows: int) -> Tensor:
         batch = self._batch(
-            bucket,
-            bucket,
-            num_decodes=bucket,
+            rows,
+            rows,
+            num_decodes=rows,
             max_query_len=1,
             max_context_len=self._max_model_len,
         )
-        self._prepare(bucket, bucket)
-        logits = self._model.logits(self._model.forward(batch))
-        return self._sampler.draw(
-            logits, self._buffers.sampled_rows[:bucket], self._buffers.sampled_positions[:bucket]
-        )
+        self._prepare(rows, rows)
+        return self._model.forward(batch)
+
+    def _head(self, rows: int) -> Tensor:
+        """Tokens drawn for the residuals in `_last`."""
+        return self._sampler.draw(self._model.logits(self._last[:rows]), *self._places(rows))
+
+    def _places(self, rows: int) -> tuple[Tensor, Tensor]:
+        return self._buffers.sampled_rows[:rows], self._buffers.sampled_positions[:rows]
 
     def _batch(
         self,
@@ -273,11 +335,6 @@ class Runner:
             seq_cap=seq_cap,
             token_cap=token_cap,
         )
-
-    def _capture(self, graphs: DecodeGraphs, bucket: int) -> None:
-        # NOTE: an empty packet, for capturing runs the step once: all its rows are padding then.
-        self._packet[:8].zero_()
-        graphs.capture(bucket)
 
     def _prompts_to_judge(self, step: Step) -> list[int]:
         """Sequences of the step whose prompt tokens are to be judged, as indices."""
@@ -319,3 +376,14 @@ class Runner:
         done = torch.cuda.Event()  # type: ignore[no-untyped-call]
         done.record()
         return Launched(step, host_ids, sampled, judgements, prompts, done)
+
+
+class _StepGraphs:
+    """The graphs of one runner, all in one pool."""
+
+    def __init__(self, runner: Runner) -> None:
+        pool = torch.cuda.graph_pool_handle()
+        self.whole = Graphs(runner._decode_and_draw, pool)  # (rows): a plain decode step
+        self.decode = Graphs(runner._decode, pool)  # (rows): its layers, for rows that ask for more
+        self.mixed = Graphs(runner._mixed, pool)  # (tokens, sequences): layers of any small step
+        self.head = Graphs(runner._head, pool)  # (rows): logits and draw behind layers

@@ -7,30 +7,31 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import Tensor
 
 from octavo_server import LLM, SamplingParams
-from octavo_server.engine.graphs import DecodeGraphs, decode_buckets
+from octavo_server.engine.graphs import row_buckets, token_buckets
 from octavo_server.engine.runner import Runner
 from tests.server.tiny_models import VOCAB_SIZE, make_tiny
 
 
-class Replayed(DecodeGraphs):
+class Replayed:
     """Calls the function where a graph would be replayed."""
 
-    def __init__(self, function: Callable[[int], Tensor], buckets: list[int]) -> None:
-        self.buckets = buckets
-        self.calls: list[int] = []
+    def __init__(self, function: Callable[..., Tensor]) -> None:
+        self.calls: list[tuple[int, ...]] = []
         self._function = function
-        self._captured: dict[int, Any] = dict.fromkeys(buckets)
 
-    def replay(self, bucket: int) -> Tensor:
-        self.calls.append(bucket)
-        return self._function(bucket)
+    def has(self, *key: int) -> bool:
+        return True
+
+    def replay(self, *key: int) -> Tensor:
+        self.calls.append(key)
+        return self._function(*key)
 
 
 @pytest.mark.parametrize("family", ["gpt2", "qwen3"])
@@ -64,18 +65,30 @@ def test_padding_changes_no_token(family: str, overlap: bool, tmp_path: Path) ->
     expected = run()
     runner = llm.core.runner
     assert isinstance(runner, Runner)
-    runner._whole = Replayed(runner._decode_and_draw, [2, 5])
-    runner._forward = Replayed(runner._decode, [2, 5])
+    runner._row_buckets, runner._token_buckets = [2, 5, 8], [40, 64]
+    graphs = SimpleNamespace(
+        whole=Replayed(runner._decode_and_draw),
+        decode=Replayed(runner._decode),
+        mixed=Replayed(runner._mixed),
+        head=Replayed(runner._head),
+    )
+    runner._graphs = graphs  # type: ignore[assignment]
     assert run() == expected
-    # 12 tokens: one from the prompt's step, the rest padded from 3 rows to 5.
-    assert runner._whole.calls.count(5) >= 2 * 11
-    assert runner._forward.calls.count(5) >= 11
+    # 12 tokens: one from the prompts' step of 32 tokens, the rest from 3 rows padded to 5.
+    assert graphs.whole.calls.count((5,)) >= 2 * 10
+    assert graphs.decode.calls.count((5,)) >= 10
+    assert graphs.mixed.calls == [(40, 8)] + 2 * [(40, 8)]
+    assert graphs.head.calls.count((5,)) == 2
 
 
 def test_buckets_cover_every_row_count_with_little_padding() -> None:
-    buckets = decode_buckets(512)
+    buckets = row_buckets(512)
     assert buckets[0] == 1 and buckets[-1] == 512
     for rows in range(64, 513):
         bucket = next(bucket for bucket in buckets if bucket >= rows)
         assert bucket - rows < max(16, rows / 8)
-    assert decode_buckets(5) == [1, 2, 4, 5]
+    assert row_buckets(5) == [1, 2, 4, 5]
+    for tokens in range(64, 2049):
+        bucket = next(bucket for bucket in token_buckets(8192) if bucket >= tokens)
+        assert bucket - tokens < max(64, tokens / 4)
+    assert token_buckets(40) == [16, 32]
