@@ -25,7 +25,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from . import skinny_table
-from .skinny_linear import Skinny, counters_on, dot_linear, few_rows_linear
+from .skinny_dot import dot_linear
+from .skinny_few import few_rows_linear
+from .skinny_linear import Skinny, counters_on
 
 
 @functools.cache

@@ -36,6 +36,7 @@ def attend_tile(
     keys,  # this kv head of block 0
     values,
     table,  # this sequence's row of block_tables
+    blocks,  # AHEAD: [TILE], its entry for each key
     begin,  # first key position of the tile
     end,  # CLIPPED: nothing at or past it is read
     query_positions,  # int32 [BLOCK_M]; CAUSAL: a row sees keys up to its position
@@ -53,6 +54,7 @@ def attend_tile(
     CAUSAL: tl.constexpr,
     HAS_WINDOW: tl.constexpr,
     FULL_PRECISION: tl.constexpr,
+    AHEAD: tl.constexpr = False,
 ):
     """m, total and acc after TILE more keys.
 
@@ -63,7 +65,9 @@ def attend_tile(
     positions = begin + tl.arange(0, TILE)
     inside = positions < end
     # One table entry per key: any block size works, also one that is no multiple of TILE.
-    if CLIPPED:
+    if AHEAD:
+        blocks = blocks.to(tl.int64)
+    elif CLIPPED:
         blocks = tl.load(table + positions // BLOCK_SIZE, mask=inside, other=0).to(tl.int64)
     else:
         blocks = tl.load(table + positions // BLOCK_SIZE).to(tl.int64)

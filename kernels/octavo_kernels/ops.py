@@ -40,29 +40,23 @@ class NormLinear(Protocol):
         eps: float,
         weight: Tensor,
         bias: Tensor | None = None,
+        activation: ActivationName | None = None,
     ) -> Tensor:
-        """`linear(norm(residual))`, `[tokens, out]` in weight's dtype.
+        """`activation(linear(norm(residual)))`, `[tokens, out]` in weight's dtype.
 
         residual float32 `[tokens, in]`, read only; the norm is `rms_norm` without a norm_bias and
-        `layer_norm` with one, rounded to the weight's dtype before the product. weight from
-        `prepare_linear`.
+        `layer_norm` with one, rounded to the weight's dtype before the product where that is a
+        launch of its own. Under "silu_mul" weight's rows are the gate's, then the up's, and the
+        result is `[tokens, out / 2]`. The product may be activated before it is rounded (few rows
+        on a GPU). weight from `prepare_linear`.
         """
 
 
 class LinearAdd(Protocol):
-    def __call__(
-        self,
-        x: Tensor,
-        weight: Tensor,
-        bias: Tensor | None,
-        residual: Tensor,
-        activation: ActivationName | None = None,
-    ) -> None:
-        """`residual += linear(activation(x))`, in place; residual float32 `[tokens, out]`.
+    def __call__(self, x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor) -> None:
+        """`residual += linear(x)`, in place; x `[tokens, in]`, residual float32 `[tokens, out]`.
 
-        x `[tokens, in]`; under "silu_mul" it is `[tokens, 2 * in]`. The activation's result is
-        rounded to x's dtype; the product is added in float32 (Triton) or rounded to x's dtype first
-        (CPU).
+        The product is added in float32 (Triton) or rounded to x's dtype first (CPU).
         """
 
 
@@ -100,6 +94,17 @@ class AttentionBatch(NamedTuple):
     num_decodes: int  # at most so many sequences, the first ones, have exactly one query token
     max_query_len: int  # bound; 1: the whole batch decodes, and token i belongs to sequence i
     max_context_len: int  # bound
+    plan: Tensor | None = None  # int32 [slots, 8], see `attention_plan`; None: each layer cuts
+
+
+class PlanAttention(Protocol):
+    def __call__(self, batch: AttentionBatch, *, kv_heads: int) -> AttentionBatch:
+        """batch with what `paged_attention` can compute once for all layers of a step.
+
+        Called after `step_inputs`, on its stream or in its graph; kv_heads as the caches have them.
+        The result may be used until the next `step_inputs`. Identity on CPU. A kernel that launches
+        its successor early must not stand between it and attention without having waited itself.
+        """
 
 
 class PagedAttention(Protocol):
@@ -253,6 +258,7 @@ class Ops:
     step_inputs: StepInputs
     prepare_linear: PrepareLinear
     linear: Linear
+    plan_attention: PlanAttention
     paged_attention: PagedAttention
     norm_linear: NormLinear
     linear_add: LinearAdd
@@ -285,6 +291,7 @@ def select_ops(device: str) -> Ops:
 def _torch_ops() -> Ops:
     from . import (
         activation,
+        attention_plan,
         cache_write,
         embed,
         layer_norm,
@@ -308,6 +315,7 @@ def _torch_ops() -> Ops:
         linear_add=linear_add.linear_add_torch,
         rotary_cache=rotary_cache.rotary_cache_torch,
         embed=embed.embed_torch,
+        plan_attention=attention_plan.plan_attention_torch,
         paged_attention=paged_attention.paged_attention_torch,
         cache_write=cache_write.cache_write_torch,
         rms_norm=rms_norm.rms_norm_torch,
@@ -322,6 +330,7 @@ def _torch_ops() -> Ops:
 def _triton_ops(*, interpreted: bool) -> Ops:
     from . import (
         activation,
+        attention_plan,
         cache_write,
         embed,
         language,
@@ -350,6 +359,7 @@ def _triton_ops(*, interpreted: bool) -> Ops:
         linear_add=linear_add.linear_add_triton,
         rotary_cache=rotary_cache.rotary_cache_triton,
         embed=embed.embed_triton,
+        plan_attention=attention_plan.plan_attention_triton,
         paged_attention=paged_attention.paged_attention_triton,
         cache_write=cache_write.cache_write_triton,
         rms_norm=rms_norm.rms_norm_triton,

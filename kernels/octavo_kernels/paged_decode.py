@@ -8,14 +8,15 @@ spread evenly. The last program of a sequence to end joins its parts: no second 
 
 from __future__ import annotations
 
-import functools
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
+from . import attention_plan
+from .attention_plan import part_keys_of, seqs_pad
 from .language import (
     Variant,
-    cdiv,
     gdc_launch_dependents,
     gdc_wait,
     jit,
@@ -27,9 +28,6 @@ from .online_softmax import LOG2_E, attend_tile
 from .ops import AttentionBatch
 from .tiles import Parts, Tiles, attention_variants, decode_tiles, sizes
 
-PARTS = Parts()
-# Sequences that a program looks at to find its own: classes, because each is compiled.
-_SEQ_CLASSES = (16, 128, 512)
 # float32s of accumulators that a joining program holds at a time: 32 registers a thread.
 _JOIN_ELEMENTS = 4096
 # Counters of a device, a quarter of a MiB: 512 sequences of 128 kv heads.
@@ -50,6 +48,7 @@ def paged_decode_kernel(
     rows,  # int32 [seqs]
     query_starts,  # int32 [seqs + 1]
     context_lens,  # int32 [seqs]
+    plan,  # int32 [slots, 8]; PLANNED
     seqs,
     wanted,  # slots that a batch without short sequences is cut into
     min_keys,  # a part is at least so long
@@ -77,6 +76,10 @@ def paged_decode_kernel(
     SEQS_PAD: tl.constexpr,
     GROUP_PAD: tl.constexpr,
     JOIN: tl.constexpr,
+    PLAIN: tl.constexpr,
+    AHEAD: tl.constexpr,
+    STAGES: tl.constexpr,
+    PLANNED: tl.constexpr,
     EARLY: tl.constexpr,
     PDL: tl.constexpr,
 ):
@@ -92,36 +95,51 @@ def paged_decode_kernel(
         gdc_wait()
         gdc_launch_dependents()
 
-    ids = tl.arange(0, SEQS_PAD)
-    here = ids < seqs
-    query_lens = tl.load(query_starts + ids + 1, mask=here, other=0)
-    query_lens -= tl.load(query_starts + ids, mask=here, other=0)
-    spans = tl.load(context_lens + ids, mask=here, other=0)  # keys that a sequence's query sees
-    if HAS_WINDOW:
-        spans = tl.minimum(spans, window)
-    spans = tl.where(query_lens == 1, spans, 0)
-    part_keys = tl.maximum(tl.cdiv(tl.sum(spans, 0), wanted), min_keys)
-    slot_ends = tl.cumsum(tl.cdiv(spans, part_keys), 0)
-    before = slot_ends <= slot
-    seq = tl.sum(before.to(tl.int32), 0)
-    first_slot = tl.max(tl.where(before, slot_ends, 0), 0)
-    if PDL and EARLY:
-        gdc_wait()
-        gdc_launch_dependents()
-    if seq >= seqs:
-        return
-
-    token = tl.load(query_starts + seq).to(tl.int64)
-    context_len = tl.load(context_lens + seq)
-    table = block_tables + tl.load(rows + seq).to(tl.int64) * stride_bt
-    span = context_len
-    if HAS_WINDOW:
-        span = tl.minimum(context_len, window)
-    parts = tl.cdiv(span, part_keys)
-    # Equal parts of whole tiles; where tiles are coarse the last ones may be empty.
-    length = tl.cdiv(tl.cdiv(span, parts), TILE) * TILE
-    begin = context_len - span + (slot - first_slot) * length
-    end = tl.minimum(begin + length, context_len)
+    if PLANNED:
+        record = plan + slot * 8
+        seq = tl.load(record)
+        token = tl.load(record + 1).to(tl.int64)
+        row = tl.load(record + 2).to(tl.int64)
+        begin = tl.load(record + 3)
+        end = tl.load(record + 4)
+        parts = tl.load(record + 5)
+        first_slot = tl.load(record + 6)
+        if PDL and EARLY:
+            gdc_wait()
+            gdc_launch_dependents()
+        if seq < 0:
+            return
+    else:
+        ids = tl.arange(0, SEQS_PAD)
+        here = ids < seqs
+        query_lens = tl.load(query_starts + ids + 1, mask=here, other=0)
+        query_lens -= tl.load(query_starts + ids, mask=here, other=0)
+        spans = tl.load(context_lens + ids, mask=here, other=0)  # keys that a query sees
+        if HAS_WINDOW:
+            spans = tl.minimum(spans, window)
+        spans = tl.where(query_lens == 1, spans, 0)
+        part_keys = part_keys_of(spans, wanted, min_keys, SEARCH=False)
+        slot_ends = tl.cumsum(tl.cdiv(spans, part_keys), 0)
+        before = slot_ends <= slot
+        seq = tl.sum(before.to(tl.int32), 0)
+        first_slot = tl.max(tl.where(before, slot_ends, 0), 0)
+        if PDL and EARLY:
+            gdc_wait()
+            gdc_launch_dependents()
+        if seq >= seqs:
+            return
+        token = tl.load(query_starts + seq).to(tl.int64)
+        row = tl.load(rows + seq).to(tl.int64)
+        context_len = tl.load(context_lens + seq)
+        span = context_len
+        if HAS_WINDOW:
+            span = tl.minimum(context_len, window)
+        parts = tl.cdiv(span, part_keys)
+        # Equal parts of whole tiles; where tiles are coarse the last ones may be empty.
+        length = tl.cdiv(tl.cdiv(span, parts), TILE) * TILE
+        begin = context_len - span + (slot - first_slot) * length
+        end = tl.minimum(begin + length, context_len)
+    table = block_tables + row * stride_bt
 
     group = tl.arange(0, BLOCK_M)
     heads = kv_head * GROUP + group
@@ -134,15 +152,30 @@ def paged_decode_kernel(
     )
     keys = key_cache + kv_head * stride_kh
     values = value_cache + kv_head * stride_vh
-    m = tl.full([BLOCK_M], float("-inf"), tl.float32)
-    total = tl.zeros([BLOCK_M], tl.float32)
-    acc = tl.zeros([BLOCK_M, HEAD_PAD], tl.float32)
-    for tile_begin in range(begin, end, TILE):
-        m, total, acc = attend_tile(
-            q, m, total, acc, keys, values, table, tile_begin, end, heads, scale_log2, window,
-            stride_kb, stride_ks, stride_vb, stride_vs, BLOCK_SIZE, HEAD_SIZE, HEAD_PAD, TILE,
-            CLIPPED=True, CAUSAL=False, HAS_WINDOW=False, FULL_PRECISION=FULL_PRECISION,
+    if PLAIN:
+        m, total, acc = _attend_plain(
+            query + token * stride_qt + kv_head * stride_qh, keys, values, table, begin, end,
+            scale_log2, stride_kb, stride_ks, stride_vb, stride_vs,
+            BLOCK_SIZE, HEAD_SIZE, HEAD_PAD, TILE, STAGES,
         )  # fmt: skip
+    else:
+        m = tl.full([BLOCK_M], float("-inf"), tl.float32)
+        total = tl.zeros([BLOCK_M], tl.float32)
+        acc = tl.zeros([BLOCK_M, HEAD_PAD], tl.float32)
+        ahead = begin + tl.arange(0, TILE)
+        blocks = tl.load(table + ahead // BLOCK_SIZE, mask=(ahead < end) & AHEAD, other=0)
+        for tile_begin in range(begin, end, TILE):
+            if AHEAD:
+                ahead = tile_begin + TILE + tl.arange(0, TILE)
+                following = tl.load(table + ahead // BLOCK_SIZE, mask=ahead < end, other=0)
+            m, total, acc = attend_tile(
+                q, m, total, acc, keys, values, table, blocks, tile_begin, end, heads, scale_log2,
+                window, stride_kb, stride_ks, stride_vb, stride_vs, BLOCK_SIZE, HEAD_SIZE, HEAD_PAD,
+                TILE, CLIPPED=True, CAUSAL=False, HAS_WINDOW=False, FULL_PRECISION=FULL_PRECISION,
+                AHEAD=AHEAD,
+            )  # fmt: skip
+            if AHEAD:
+                blocks = following
 
     place = out + token * stride_ot
     if parts == 1:
@@ -170,6 +203,64 @@ def paged_decode_kernel(
                 (first_slot * kv_heads + kv_head) * GROUP, kv_heads * GROUP, parts,
                 HEAD_SIZE, HEAD_PAD, GROUP, GROUP_PAD, JOIN,
             )  # fmt: skip
+
+
+@jit
+def _attend_plain(
+    query,  # this head
+    keys,
+    values,
+    table,
+    begin,
+    end,
+    scale_log2,
+    stride_kb: tl.int64,
+    stride_ks: tl.int64,
+    stride_vb: tl.int64,
+    stride_vs: tl.int64,
+    BLOCK_SIZE: tl.constexpr,
+    HEAD_SIZE: tl.constexpr,
+    HEAD_PAD: tl.constexpr,
+    TILE: tl.constexpr,
+    STAGES: tl.constexpr,
+):
+    """One query head without tensor cores: m [1], total [1], acc [1, HEAD_PAD].
+
+    Each of TILE lanes has a softmax of its own over every TILE-th key; they are joined at the end.
+    """
+    dims = tl.arange(0, HEAD_PAD)
+    lanes = tl.arange(0, TILE)
+    q = tl.load(query + dims, mask=dims < HEAD_SIZE, other=0.0).to(tl.float32) * scale_log2
+    m = tl.full([TILE], float("-inf"), tl.float32)
+    total = tl.zeros([TILE], tl.float32)
+    acc = tl.zeros([TILE, HEAD_PAD], tl.float32)
+    for tile_begin in tl.range(begin, end, TILE, num_stages=STAGES):
+        positions = tile_begin + lanes
+        inside = positions < end
+        blocks = tl.load(table + positions // BLOCK_SIZE, mask=inside, other=0).to(tl.int64)
+        offsets = (positions % BLOCK_SIZE).to(tl.int64)
+        mask = inside[:, None] & (dims < HEAD_SIZE)[None, :]
+        k_places = keys + (blocks * stride_kb + offsets * stride_ks)[:, None] + dims[None, :]
+        v_places = values + (blocks * stride_vb + offsets * stride_vs)[:, None] + dims[None, :]
+        k = tl.load(k_places, mask=mask, other=0.0)
+        v = tl.load(v_places, mask=mask, other=0.0)
+        scores = tl.sum(k.to(tl.float32) * q[None, :], 1)
+        scores = tl.where(inside, scores, float("-inf"))
+        highest = tl.maximum(m, scores)
+        safe = tl.where(highest == float("-inf"), 0.0, highest)
+        weights = tl.exp2(scores - safe)
+        decay = tl.exp2(m - safe)
+        total = total * decay + weights
+        acc = acc * decay[:, None] + weights[:, None] * v.to(tl.float32)
+        m = highest
+    top = tl.max(m, 0)
+    share = tl.exp2(m - tl.where(top == float("-inf"), 0.0, top))
+    one = tl.arange(0, 1)
+    return (
+        tl.where(one == 0, top, 0.0),
+        tl.where(one == 0, tl.sum(total * share, 0), 0.0),
+        tl.sum(acc * share[:, None], 0)[None, :],
+    )
 
 
 @jit
@@ -221,18 +312,6 @@ def _join(
     )
 
 
-@functools.cache
-def _multiprocessors(index: int) -> int:
-    return torch.cuda.get_device_properties(index).multi_processor_count
-
-
-def multiprocessors(device: torch.device) -> int:
-    """Of a CUDA device; 1 elsewhere (the interpreter)."""
-    if device.type != "cuda":
-        return 1
-    return _multiprocessors(torch.cuda.current_device() if device.index is None else device.index)
-
-
 _counters: dict[tuple[torch.device, int], Tensor] = {}
 
 
@@ -254,7 +333,7 @@ def counters(device: torch.device, count: int) -> Tensor:
 def _own_sizes(seqs: int, group: int, head_pad: int) -> dict[str, int]:
     group_pad = next_power_of_2(group)
     return {
-        "SEQS_PAD": next((size for size in _SEQ_CLASSES if size >= seqs), next_power_of_2(seqs)),
+        "SEQS_PAD": seqs_pad(seqs),
         "GROUP_PAD": group_pad,
         "JOIN": max(2, _JOIN_ELEMENTS // (group_pad * head_pad)),
     }
@@ -270,7 +349,7 @@ def launch(
     sliding_window: int,
     tiles: Tiles | None = None,
     cut: Parts | None = None,
-    early: bool = False,
+    early: bool = True,
 ) -> None:
     """Attention of the first `num_decodes` sequences, where they have one query token."""
     _, heads, head_size = query.shape
@@ -278,37 +357,63 @@ def launch(
     seqs, group = batch.num_decodes, heads // kv_heads
     width = query.element_size()
     tiles = tiles or decode_tiles(group, head_size, width)
-    cut = cut or PARTS
+    cut = cut or attention_plan.PARTS
     constants = sizes(tiles, group, head_size, block_size, width, sliding_window)
+    if tiles.plain:
+        assert group == 1
+        constants["BLOCK_M"] = 1
     pad = constants["HEAD_PAD"]
-    wanted = max(1, cut.programs * multiprocessors(query.device) // kv_heads)
-    # The longest that a batch can be, cut into parts of the least length: no more slots than that.
-    longest = max(1, batch.max_context_len)
-    span = min(longest, sliding_window) if sliding_window else longest
-    slots = min(wanted + seqs, seqs * cdiv(span, cut.min_keys))
+    wanted, slots = attention_plan.bounds(batch, kv_heads, cut, sliding_window)
+    plan = None if sliding_window else batch.plan
+    if plan is not None:
+        slots = plan.shape[0]
     scratch_rows = slots * kv_heads * group if slots > seqs else 0
     part_acc = torch.empty(scratch_rows, pad, dtype=torch.float32, device=query.device)
     stats = torch.empty(2, scratch_rows, dtype=torch.float32, device=query.device)
     paged_decode_kernel[(kv_heads, slots)](
         out, part_acc, stats[0], stats[1], counters(query.device, seqs * kv_heads),
         query, key_cache, value_cache, batch.block_tables, batch.rows, batch.query_starts,
-        batch.context_lens, seqs, wanted, cut.min_keys, scale * LOG2_E, sliding_window,
+        batch.context_lens, batch.context_lens if plan is None else plan, seqs, wanted,
+        cut.min_keys, scale * LOG2_E, sliding_window,
         *out.stride()[:2], *query.stride()[:2], *key_cache.stride()[:3], *value_cache.stride()[:3],
-        batch.block_tables.stride(0), **constants, **_own_sizes(seqs, group, pad), EARLY=early,
+        batch.block_tables.stride(0), **constants,
+        **_own_sizes(seqs if plan is None else 16, group, pad),
+        PLAIN=tiles.plain, AHEAD=tiles.ahead, STAGES=tiles.stages, PLANNED=plan is not None,
+        EARLY=early,
         num_warps=tiles.warps, num_stages=tiles.stages, **launch_options(query.device.index),
     )  # fmt: skip
 
 
 def variants() -> list[Variant]:
-    scratch = dict.fromkeys(("part_acc", "part_max", "part_sum"), "*fp32") | {"arrived": "*i32"}
+    scratch = dict.fromkeys(("part_acc", "part_max", "part_sum"), "*fp32") | {
+        "arrived": "*i32",
+        "plan": "*i32",
+    }
     found = []
-    for seqs in _SEQ_CLASSES[::2]:
-        own = {"SEQS_PAD": seqs, "EARLY": False, "PDL": False, "GROUP_PAD": 8, "JOIN": 2}
+    for seqs, planned in ((16, True), (16, False), (512, False)):
+        own = {
+            "SEQS_PAD": seqs, "EARLY": False, "PDL": False, "GROUP_PAD": 8, "JOIN": 2,
+            "PLAIN": False, "AHEAD": False, "STAGES": 2, "PLANNED": planned,
+        }  # fmt: skip
         found += attention_variants(
-            f"paged_decode seqs {seqs}", paged_decode_kernel, decode_tiles, scratch, own
+            f"paged_decode seqs {seqs}" + " planned" * planned,
+            paged_decode_kernel,
+            decode_tiles,
+            scratch,
+            own,
         )
     for variant in found:
         constants = variant.constants
         own = _own_sizes(1, constants["GROUP"], constants["HEAD_PAD"])
         constants |= {key: own[key] for key in ("GROUP_PAD", "JOIN")}
-    return found
+    other = []
+    for variant in found:
+        if variant.name.startswith("paged_decode seqs 16 planned bf16"):
+            changed = (
+                {"PLAIN": True, "BLOCK_M": 1}
+                if variant.constants["GROUP"] == 1
+                else {"AHEAD": True}
+            )
+            name = f"{variant.name} {next(iter(changed)).lower()}"
+            other.append(replace(variant, name=name, constants=variant.constants | changed))
+    return found + other

@@ -94,14 +94,14 @@ def paged_prefill_kernel(
         edge = (first_position + 1) // TILE * TILE  # every row sees all keys before it
         for tile_begin in range(0, edge, TILE):
             m, total, acc = attend_tile(
-                q, m, total, acc, keys, values, table, tile_begin, key_end, query_positions,
+                q, m, total, acc, keys, values, table, None, tile_begin, key_end, query_positions,
                 scale_log2, window, stride_kb, stride_ks, stride_vb, stride_vs,
                 BLOCK_SIZE, HEAD_SIZE, HEAD_PAD, TILE,
                 CLIPPED=False, CAUSAL=False, HAS_WINDOW=False, FULL_PRECISION=FULL_PRECISION,
             )  # fmt: skip
     for tile_begin in range(edge, key_end, TILE):
         m, total, acc = attend_tile(
-            q, m, total, acc, keys, values, table, tile_begin, key_end, query_positions,
+            q, m, total, acc, keys, values, table, None, tile_begin, key_end, query_positions,
             scale_log2, window, stride_kb, stride_ks, stride_vb, stride_vs,
             BLOCK_SIZE, HEAD_SIZE, HEAD_PAD, TILE,
             CLIPPED=True, CAUSAL=True, HAS_WINDOW=HAS_WINDOW, FULL_PRECISION=FULL_PRECISION,
@@ -129,7 +129,7 @@ def launch(
     _, kv_heads, block_size, _ = key_cache.shape
     seqs, group = batch.context_lens.shape[0], heads // kv_heads
     width = query.element_size()
-    tiles = tiles or prefill_tiles(group, head_size, width)
+    tiles = tiles or prefill_tiles(group, head_size, width, batch.max_query_len)
     programs = tokens // (tiles.block_m // group) + seqs
     paged_prefill_kernel[(kv_heads, programs)](
         out, query, key_cache, value_cache, batch.block_tables, batch.rows, batch.query_starts,

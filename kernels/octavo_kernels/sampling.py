@@ -196,7 +196,7 @@ def finish_kernel(
         if has_k:
             target = k.to(tl.float32)
             ones = tl.where(x >= cutoff, 1.0, 0.0)
-            if tl.sum(tl.sum(ones, 1), 0) >= target:
+            if tl.sum(ones) >= target:
                 threshold = raise_among(x, ones, cutoff, target, best)
             else:
                 threshold = raise_threshold(
@@ -204,13 +204,13 @@ def finish_kernel(
                 )
             if p < 1.0:
                 if threshold >= cutoff:
-                    total = tl.sum(tl.sum(tl.where(x >= threshold, weights, 0.0), 1), 0)
+                    total = tl.sum(tl.where(x >= threshold, weights, 0.0))
                 else:
                     total = mass_of(row, vocab, threshold, base, temperature, False, BLOCK)
         if p < 1.0:
             target = p * total
             floor = tl.maximum(threshold, cutoff)
-            if tl.sum(tl.sum(tl.where(x >= floor, weights, 0.0), 1), 0) >= target:
+            if tl.sum(tl.where(x >= floor, weights, 0.0)) >= target:
                 threshold = raise_among(x, weights, floor, target, best)
             else:
                 threshold = raise_threshold(
@@ -224,8 +224,8 @@ def finish_kernel(
         if threshold >= cutoff:
             noisy = x / temperature + gumbel(seed, position, ids)
             score = tl.where(x >= threshold, noisy, float("-inf"))
-            top = tl.max(tl.max(score, 1), 0)
-            winner = tl.min(tl.min(tl.where(score == top, ids, 0x7FFFFFFF), 1), 0)
+            top = tl.max(score)
+            winner = tl.min(tl.where(score == top, ids, 0x7FFFFFFF))
         else:
             best_value = tl.full([BLOCK], float("-inf"), tl.float32)
             best_every = tl.zeros([BLOCK], tl.int32)

@@ -65,12 +65,15 @@ def raise_threshold(
 
 @jit
 def raise_among(x, weights, threshold, target, best):
-    """`raise_threshold` over candidates in registers; x and weights of one shape, any rank 2."""
+    """`raise_threshold` over candidates in registers; x and weights of one shape.
+
+    The sum is over all elements at once, a thread's own first: by rows it shuffles once a row.
+    """
     low = _ordered(threshold)
     high = _ordered(best)
     while low < high:
         middle = low + (high - low + 1) // 2
-        kept = tl.sum(tl.sum(tl.where(x >= _unordered(middle), weights, 0.0), 1), 0)
+        kept = tl.sum(tl.where(x >= _unordered(middle), weights, 0.0))
         if kept >= target:
             low = middle
         else:

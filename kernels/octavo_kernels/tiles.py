@@ -14,6 +14,10 @@ class Tiles:
     tile: int  # keys of a tile
     warps: int
     stages: int
+    # Decode with one query head per kv head: products on the plain cores, straight from memory.
+    plain: bool = False
+    # Decode: a tile's pages are looked up while the tile before it is computed.
+    ahead: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +28,8 @@ class Parts:
     programs: int = 8
     # Keys that make a part worth its join.
     min_keys: int = 256
+    # Planned parts are whole tiles.
+    multiple: int = 64
 
 
 def decode_tiles(group: int, head_size: int, element_bytes: int) -> Tiles:
@@ -38,7 +44,9 @@ def decode_tiles(group: int, head_size: int, element_bytes: int) -> Tiles:
     return Tiles(block_m, 64 if row_bytes <= 128 else 32, 4, 4)
 
 
-def prefill_tiles(group: int, head_size: int, element_bytes: int) -> Tiles:
+def prefill_tiles(
+    group: int, head_size: int, element_bytes: int, max_query_len: int = 1 << 20
+) -> Tiles:
     """Tile sizes of the prefill kernel.
 
     Shared memory holds a query tile and `stages` key and value tiles; the widest combination here
@@ -48,6 +56,9 @@ def prefill_tiles(group: int, head_size: int, element_bytes: int) -> Tiles:
     if element_bytes == 4:
         # Taller or wider tiles spill kilobytes a thread (17 KiB at 64 x 32), also on sm_90.
         return Tiles(max(16, next_power_of_2(group)), 16, 8 if head_pad >= 256 else 4, 2)
+    rows = next_power_of_2(min(max_query_len, 128) * group)
+    if rows <= 64:  # short queries: a taller tile would be padding
+        return Tiles(max(16, next_power_of_2(group), rows), 64 if head_pad <= 128 else 32, 4, 2)
     block_m = max(128, next_power_of_2(group))
     if head_pad >= 256:  # 128 rows spill on sm_80
         return Tiles(max(64, next_power_of_2(group)), 32, 8, 2)

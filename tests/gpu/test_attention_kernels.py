@@ -20,7 +20,7 @@ from tests.kernels import oracle
 from tests.kernels.paged_batch import PagedBatch, make_batch
 from tests.kernels.tables import TOLERANCE, assert_close
 
-from octavo_kernels import language, paged_decode
+from octavo_kernels import attention_plan, language, paged_decode
 from octavo_kernels.ops import Ops, select_ops
 from octavo_kernels.tiles import Parts
 
@@ -66,7 +66,7 @@ def test_equals_oracle(
     min_keys: int,
 ) -> None:
     """16: even these short contexts are cut into parts."""
-    monkeypatch.setattr(paged_decode, "PARTS", Parts(min_keys=min_keys))
+    monkeypatch.setattr(attention_plan, "PARTS", Parts(min_keys=min_keys))
     for query_lens, contexts in (DECODE, MIXED, PREFILL):
         for window in (0, 20):
             batch = make_batch(

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from octavo_kernels.ops import AttentionBatch, PagedAttention
+from octavo_kernels.ops import AttentionBatch, PagedAttention, PlanAttention
 
 from . import oracle
 
@@ -25,6 +26,7 @@ class PagedBatch:
     max_context_len: int
     window: int
     num_decodes: int
+    planner: ClassVar[PlanAttention | None] = None
 
     def tensors(self) -> tuple[Tensor, ...]:
         return (
@@ -41,12 +43,14 @@ class PagedBatch:
 
     def attend(self, op: PagedAttention, out: Tensor | None = None) -> Tensor:
         *_, block_tables, rows, query_starts, context_lens = self.tensors()
+        batch = AttentionBatch(
+            block_tables, rows, query_starts, context_lens,
+            self.num_decodes, self.max_query_len, self.max_context_len,
+        )  # fmt: skip
+        if self.planner is not None:
+            batch = self.planner(batch, kv_heads=self.key_cache.shape[1])
         return op(
-            self.query, self.key_cache, self.value_cache,
-            AttentionBatch(
-                block_tables, rows, query_starts, context_lens,
-                self.num_decodes, self.max_query_len, self.max_context_len,
-            ),
+            self.query, self.key_cache, self.value_cache, batch,
             scale=self.scale,
             sliding_window=self.window,
             out=out,

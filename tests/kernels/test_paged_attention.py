@@ -7,9 +7,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from octavo_kernels import paged_decode
+from octavo_kernels import attention_plan, paged_decode
 from octavo_kernels.ops import PagedAttention
-from octavo_kernels.tiles import Parts
+from octavo_kernels.tiles import Parts, Tiles
 
 from .paged_batch import PagedBatch, make_batch
 from .tables import DEVICES, assert_close, table
@@ -29,16 +29,18 @@ BATCHES = {
     "mixed": ([1, 0, 5, 17, 1, 2], [70, 4, 5, 33, 16, 49]),
     "prefill": ([16, 0, 35], [16, 0, 35]),
 }
-OPS = ("torch", "triton", "triton split")
+OPS = ("torch", "triton", "triton split", "triton planned split")
 
 
 @pytest.fixture(params=OPS)
 def where(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Name of the table; "triton split" cuts keys into about 12 parts of 16 or more."""
     name: str = request.param
-    if name == "triton split":
-        monkeypatch.setattr(paged_decode, "PARTS", Parts(programs=12, min_keys=16))
-        monkeypatch.setattr(paged_decode, "multiprocessors", lambda _: 1)
+    if "split" in name:
+        monkeypatch.setattr(attention_plan, "PARTS", Parts(12, min_keys=16, multiple=16))
+        monkeypatch.setattr(attention_plan, "multiprocessors", lambda _: 1)
+    if "planned" in name:
+        monkeypatch.setattr(PagedBatch, "planner", staticmethod(table("triton").plan_attention))
     return name.split()[0]
 
 
@@ -196,3 +198,22 @@ def test_offsets_past_2_to_the_31(name: str) -> None:
     slots = torch.tensor([blocks * block_size - 1, -1], device=DEVICES[name])
     table(name).cache_write(key, key, cache, cache, slots)
     assert (cache[blocks - 1, 0, block_size - 1] == 1).all()
+
+
+@pytest.mark.parametrize(
+    "tiles", [Tiles(16, 16, 4, 2, plain=True), Tiles(16, 32, 4, 2, ahead=True)]
+)
+@pytest.mark.parametrize("planned", [False, True])
+def test_other_tiles(monkeypatch: pytest.MonkeyPatch, tiles: Tiles, planned: bool) -> None:
+    """The ways of the key loop that no default takes, cut into parts and whole."""
+    monkeypatch.setattr(paged_decode, "decode_tiles", lambda *_: tiles)
+    for min_keys in (16, 256):
+        monkeypatch.setattr(attention_plan, "PARTS", Parts(2, min_keys, multiple=16))
+        if planned:
+            planner = staticmethod(table("triton").plan_attention)
+            monkeypatch.setattr(PagedBatch, "planner", planner)
+        batch = make_batch(
+            [1, 0, 1, 1, 3], [100, 4, 1, 33, 20], heads=2, kv_heads=2, head_size=48,
+            device=DEVICES["triton"],
+        )  # fmt: skip
+        check("triton", batch)

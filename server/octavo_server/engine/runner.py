@@ -62,6 +62,7 @@ class Runner:
         self._model = model
         self._ops = ops
         self._block_size = block_size
+        self._kv_heads = config.num_kv_heads
         self._max_model_len = max_model_len
         self._on_gpu = device.type == "cuda"
         self._rows = Rows(max_num_seqs, max_model_len)
@@ -254,8 +255,7 @@ class Runner:
             max_context_len=longest,
         )
         # Samples are padded as far as the graph that draws them reads.
-        self._prepare(smallest(self._row_buckets, seqs) or seqs, tokens)
-        return self._model.forward(batch)
+        return self._layers(batch, smallest(self._row_buckets, seqs) or seqs, tokens)
 
     def _mixed(self, tokens: int, seqs: int) -> Tensor:
         """Inputs and layers of a step of up to so many tokens and sequences, from the packet
@@ -268,8 +268,7 @@ class Runner:
             max_query_len=tokens,
             max_context_len=self._max_model_len,
         )
-        self._prepare(seqs, tokens)
-        residual = self._model.forward(batch)
+        residual = self._layers(batch, seqs, tokens)
         chosen = self._buffers.sampled_tokens[:seqs]
         return torch.index_select(residual, 0, chosen, out=self._last[:seqs])
 
@@ -289,8 +288,7 @@ class Runner:
             max_query_len=1,
             max_context_len=self._max_model_len,
         )
-        self._prepare(rows, rows)
-        return self._model.forward(batch)
+        return self._layers(batch, rows, rows)
 
     def _head(self, rows: int) -> Tensor:
         """Tokens drawn for the residuals in `_last`."""
@@ -325,7 +323,8 @@ class Runner:
             kv_caches=self._kv_caches,
         )
 
-    def _prepare(self, seq_cap: int, token_cap: int) -> None:
+    def _layers(self, batch: Batch, seq_cap: int, token_cap: int) -> Tensor:
+        """The residual of a batch whose inputs are made here, from the packet."""
         self._ops.step_inputs(
             self._packet,
             self._buffers,
@@ -335,6 +334,8 @@ class Runner:
             seq_cap=seq_cap,
             token_cap=token_cap,
         )
+        batch.attention = self._ops.plan_attention(batch.attention, kv_heads=self._kv_heads)
+        return self._model.forward(batch)
 
     def _prompts_to_judge(self, step: Step) -> list[int]:
         """Sequences of the step whose prompt tokens are to be judged, as indices."""

@@ -10,6 +10,11 @@ from octavo_server.model_config import ModelConfig
 from octavo_server.models.causal_lm import Batch, Embedding, Linear, Norm
 from octavo_server.models.rotary import cos_sin_table
 
+MLP_TOKENS = 4096
+"""At a time: the widest activations of a step of 8,192 tokens (0.7 GiB of llama-8b) are halved, and
+a product of 4,096 rows is as fast a row as one of 8,192.
+"""
+
 
 class Attention:
     def __init__(
@@ -81,7 +86,8 @@ class Layer:
 
     def __call__(self, residual: Tensor, cos_sin: Tensor, batch: Batch) -> None:
         self.attention(residual, self.input_norm, cos_sin, batch)
-        self.down.add_to(residual, self.gate_up.of_norm(residual, self.mlp_norm, "silu_mul"))
+        for part in residual.split(MLP_TOKENS):
+            self.down.add_to(part, self.gate_up.of_norm(part, self.mlp_norm, "silu_mul"))
 
     def slots(self) -> dict[str, Tensor]:
         found = {
