@@ -20,7 +20,20 @@ try:
     # to compile again. Names that a kernel does not have are ignored.
     def jit(fn: Callable[..., Any]) -> Any:
         names = inspect.signature(fn).parameters
-        volatile = [name for name in ("seqs", "window", "seq_cap", "token_cap", "wanted", "min_keys", "tiles", "chunks") if name in names]
+        volatile = [
+            name
+            for name in (
+                "seqs",
+                "window",
+                "seq_cap",
+                "token_cap",
+                "wanted",
+                "min_keys",
+                "tiles",
+                "chunks",
+            )
+            if name in names
+        ]
         return triton.jit(fn, do_not_specialize=volatile)
 
     HAS_TRITON = True

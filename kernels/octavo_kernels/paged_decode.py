@@ -356,7 +356,7 @@ def launch(
     _, kv_heads, block_size, _ = key_cache.shape
     seqs, group = batch.num_decodes, heads // kv_heads
     width = query.element_size()
-    tiles = tiles or decode_tiles(group, head_size, width)
+    tiles = tiles or decode_tiles(group, head_size, width, batch.num_decodes, batch.max_context_len)
     cut = cut or attention_plan.PARTS
     constants = sizes(tiles, group, head_size, block_size, width, sliding_window)
     if tiles.plain:

@@ -24,16 +24,33 @@ class Tiles:
 class Parts:
     """How decode cuts keys into parts; the number of parts is decided on the device."""
 
-    # Programs with work per multiprocessor: several waves even out their ends.
-    programs: int = 8
+    # Programs with work per multiprocessor: as many as run at once (H100: 2 to 8 within 2%).
+    programs: int = 4
     # Keys that make a part worth its join.
-    min_keys: int = 256
+    min_keys: int = 128
     # Planned parts are whole tiles.
     multiple: int = 64
 
 
-def decode_tiles(group: int, head_size: int, element_bytes: int) -> Tiles:
-    """Tile sizes of the decode kernel for `group` query heads per kv head."""
+# Contexts up to here count as short.
+SHORT_CONTEXT = 4096
+# Sequences up to here leave most of the device idle: their time is latency, not bytes.
+FEW_SEQUENCES = 4
+
+
+def decode_tiles(
+    group: int,
+    head_size: int,
+    element_bytes: int,
+    num_decodes: int = 1 << 20,
+    max_context_len: int = 1 << 20,
+) -> Tiles:
+    """Tile sizes of the decode kernel for `group` query heads per kv head.
+
+    As swept on an H100 (`benchmarks/kernels/paged_decode.py`), bf16, head 128, us for
+    1 x 600 tokens / 1 x 32k / 32 x 600 / 256 x 640: tiles of 128 keys 7 / 86 / 48 / 253, of 64
+    9 / 62 / 36 / 229, of 32 by single warps 12 / 55 / 36 / 228.
+    """
     block_m = max(16, next_power_of_2(group))  # tl.dot wants 16 rows
     row_bytes = max(16, next_power_of_2(head_size)) * element_bytes
     if element_bytes == 4:
@@ -41,7 +58,13 @@ def decode_tiles(group: int, head_size: int, element_bytes: int) -> Tiles:
         return Tiles(block_m, 16, 4, 2)
     if row_bytes >= 512:
         return Tiles(block_m, 32, 4, 2)
-    return Tiles(block_m, 64 if row_bytes <= 128 else 32, 4, 4)
+    if group == 1 and row_bytes <= 128:
+        return Tiles(block_m, 32, 2, 1, plain=True)
+    if num_decodes > FEW_SEQUENCES:
+        return Tiles(block_m, 64, 2, 2)
+    if max_context_len > SHORT_CONTEXT:
+        return Tiles(block_m, 32, 1, 4)
+    return Tiles(block_m, 128, 4, 1)
 
 
 def prefill_tiles(
@@ -59,10 +82,15 @@ def prefill_tiles(
     rows = next_power_of_2(min(max_query_len, 128) * group)
     if rows <= 64:  # short queries: a taller tile would be padding
         return Tiles(max(16, next_power_of_2(group), rows), 64 if head_pad <= 128 else 32, 4, 2)
-    block_m = max(128, next_power_of_2(group))
     if head_pad >= 256:  # 128 rows spill on sm_80
         return Tiles(max(64, next_power_of_2(group)), 32, 8, 2)
-    return Tiles(block_m, 64, 8, 3)
+    if group == 1 and head_pad <= 64:  # 50 prompts of 16 tokens: 13 us, 32 at 128 rows
+        return Tiles(64, 64, 4, 2)
+    if head_size < 128:  # the taller tile spills on sm_80 where it is padded
+        return Tiles(max(128, next_power_of_2(group)), 64, 8, 3)
+    if max_query_len <= SHORT_CONTEXT // 4:
+        return Tiles(max(128, next_power_of_2(group)), 32, 4, 3)  # 16 x 512: 171 us
+    return Tiles(max(256, next_power_of_2(group)), 64, 8, 3)  # 8k: 1,282 us, 1,471 at 128 rows
 
 
 def sizes(

@@ -17,6 +17,7 @@ from .tables import DEVICES, assert_close, table
 # heads, kv heads, head size, block size, dtype: groups of 1, 3, 5, 8; every head size.
 SHAPES = {
     "group 1 head 64": (2, 2, 64, 16, torch.float32),
+    "group 1 head 64, half": (2, 2, 64, 16, torch.float16),
     "group 3 head 64": (9, 3, 64, 16, torch.float16),
     "group 5 head 80": (5, 1, 80, 16, torch.float32),
     "group 8 head 128": (16, 2, 128, 32, torch.float16),

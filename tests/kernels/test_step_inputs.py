@@ -1,4 +1,4 @@
-"""A step's inputs against plain loops: pages appended, parameters taken, ids from host or device."""
+"""A step's inputs against plain loops: pages, parameters, ids from the host or the device."""
 
 from __future__ import annotations
 

@@ -45,7 +45,7 @@ _PLENTY = 1 << 60
 """Stands for a cache whose size is not known yet: checks the context against the model alone."""
 
 _COMPILE_SECONDS = 60.0
-"""Longer than a cold compilation takes on two cores; Triton compiles what is missing all the same."""
+"""Longer than a cold compilation takes on two cores; what is missing then is compiled at launch."""
 
 
 def build_engine(config: EngineConfig, progress: Callable[[str], None]) -> EngineCore:

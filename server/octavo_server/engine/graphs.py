@@ -22,18 +22,19 @@ MAX_TOKENS = 2048
 
 
 def row_buckets(max_rows: int) -> list[int]:
-    """Row counts that graphs are captured for: padding costs at most an eighth from 64 rows on.
+    """Row counts that graphs are captured for.
 
-    Up to 64 rows the weights' bytes decide and a few more rows are free.
+    Each costs start-up time and about 12 MiB. Up to 64 rows the weights' bytes decide and a few
+    more rows are free; beyond, padding costs a third at most, of the products only.
     """
     most = min(max_rows, MAX_ROWS)
-    steps = [1, 2, 4, *range(8, 64, 8), *range(64, 256, 16), *range(256, MAX_ROWS + 1, 32)]
+    steps = [*(1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 160, 192, 224), *range(256, 512, 64)]
     return sorted({bucket for bucket in steps if bucket < most} | {most})
 
 
 def token_buckets(max_tokens: int) -> list[int]:
-    """Token counts of steps with prompts in them: padding costs a fourth at most from 64 on."""
-    steps = [16, 32, *range(64, 512, 64), *range(512, 1024, 128), *range(1024, MAX_TOKENS + 1, 256)]
+    """Token counts of steps with prompts in them."""
+    steps = [16, 32, 64, 128, 192, 256, 384, 512, 768, 1024, 1536, MAX_TOKENS]
     return [bucket for bucket in steps if bucket <= max_tokens]
 
 

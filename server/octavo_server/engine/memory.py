@@ -21,8 +21,9 @@ from octavo_server.models.causal_lm import Batch, CausalLM
 CPU_CACHE_BYTES = 1 << 30
 """Default on CPU, where the machine's memory belongs to others too."""
 
-GRAPH_BYTES = 3 << 20
-"""Of the driver, per captured graph of a few hundred launches (those of a head have a few)."""
+GRAPH_BYTES = 8 << 20
+"""Of the driver, per captured graph: 12 MiB for some 280 launches (H100), and not all are captured.
+"""
 
 SPARE_BYTES = 256 << 20
 """Left free where other tenants, not the utilization, set the limit: fragments, late modules."""
@@ -93,6 +94,7 @@ def measure_cache_bytes(
     # The graphs' pool is apart from the memory that other steps use.
     graphs = 0
     if use_graphs:
+        # Twice the rows': those that ask for more have graphs of their own, as they come.
         count = 2 * len(row_buckets(bounds.max_num_seqs)) + len(token_buckets(MAX_TOKENS))
         graphs = max(decode, mixed) + count * GRAPH_BYTES
     activations = max(prefill, decode, sampler) + _buffer_bytes(bounds, model, config.block_size)

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from octavo_kernels.ops import AttentionBatch, Ops
 from octavo_kernels.step_inputs import HEADER, StepBuffers
+from octavo_kernels.tiles import FEW_SEQUENCES, SHORT_CONTEXT
 from octavo_server.engine.graphs import Graphs, row_buckets, smallest, token_buckets
 from octavo_server.engine.messages import TokenLogprobs
 from octavo_server.engine.rows import Rows, packet_size
@@ -21,7 +22,7 @@ from octavo_server.engine.sampler import Judgement, Sampler
 from octavo_server.engine.step import Sampled, Step
 from octavo_server.models.causal_lm import Batch, CausalLM
 
-FEW_SEQUENCES = 64
+MIXED_SEQUENCES = 64
 """Graphs of steps with prompts provide for so many sequences at least: idle programs are cheap."""
 
 _RING = 3
@@ -118,8 +119,9 @@ class Runner:
             (self._graphs.mixed, (tokens, self._sequence_cap(tokens, 1)))
             for tokens in reversed(self._token_buckets)
         ]
-        for graphs in (self._graphs.whole, self._graphs.head):
-            wanted += [(graphs, (rows,)) for rows in reversed(self._row_buckets)]
+        for rows in reversed(self._row_buckets):
+            wanted.append((self._graphs.whole, (rows, self._context_bound(rows, 0))))
+        wanted += [(self._graphs.head, (rows,)) for rows in reversed(self._row_buckets)]
         for graphs, key in wanted:
             self._replay(graphs, *key, replay=False)
         return len(wanted)
@@ -150,7 +152,8 @@ class Runner:
         judged: dict[int, list[Judgement]] = {}
         bucket = smallest(self._row_buckets, len(sampled))
         if graphs is not None and decodes and bucket is not None and not more:
-            token_ids = self._replay(graphs.whole, bucket, before=send_packet)
+            key = (bucket, self._context_bound(bucket, max(step.starts) + 1))
+            token_ids = self._replay(graphs.whole, *key, before=send_packet)
         else:
             if graphs is None or not self._replay_layers(graphs, step, decodes, send_packet):
                 send_packet()
@@ -210,7 +213,8 @@ class Runner:
             bucket = smallest(self._row_buckets, seqs)
             if bucket is None:
                 return False
-            self._replay(graphs.decode, bucket, before=send_packet)
+            context = self._context_bound(bucket, max(step.starts) + 1)
+            self._replay(graphs.decode, bucket, context, before=send_packet)
             return True
         bucket = smallest(self._token_buckets, tokens)
         if bucket is None or seqs > bucket:
@@ -219,10 +223,15 @@ class Runner:
         self._replay(graphs.mixed, *key, before=send_packet)
         return True
 
+    def _context_bound(self, rows: int, longest: int) -> int:
+        """What a decode graph provides for: few rows are cut otherwise while they are short."""
+        short = rows <= FEW_SEQUENCES and longest <= SHORT_CONTEXT
+        return min(SHORT_CONTEXT, self._max_model_len) if short else self._max_model_len
+
     def _sequence_cap(self, tokens: int, seqs: int) -> int:
         """Sequences that a graph of so many tokens provides for: few as a rule, else all."""
         most = min(tokens, self._row_buckets[-1])
-        return min(FEW_SEQUENCES, most) if seqs <= FEW_SEQUENCES else most
+        return min(MIXED_SEQUENCES, most) if seqs <= MIXED_SEQUENCES else most
 
     def _replay(
         self,
@@ -272,21 +281,21 @@ class Runner:
         chosen = self._buffers.sampled_tokens[:seqs]
         return torch.index_select(residual, 0, chosen, out=self._last[:seqs])
 
-    def _decode(self, rows: int) -> Tensor:
+    def _decode(self, rows: int, context: int) -> Tensor:
         """As `_mixed`, for rows of one token each, which are all sampled, in order."""
-        return self._last[:rows].copy_(self._decode_layers(rows))
+        return self._last[:rows].copy_(self._decode_layers(rows, context))
 
-    def _decode_and_draw(self, rows: int) -> Tensor:
-        logits = self._model.logits(self._decode_layers(rows))
+    def _decode_and_draw(self, rows: int, context: int) -> Tensor:
+        logits = self._model.logits(self._decode_layers(rows, context))
         return self._sampler.draw(logits, *self._places(rows))
 
-    def _decode_layers(self, rows: int) -> Tensor:
+    def _decode_layers(self, rows: int, context: int) -> Tensor:
         batch = self._batch(
             rows,
             rows,
             num_decodes=rows,
             max_query_len=1,
-            max_context_len=self._max_model_len,
+            max_context_len=context,
         )
         return self._layers(batch, rows, rows)
 
@@ -384,7 +393,7 @@ class _StepGraphs:
 
     def __init__(self, runner: Runner) -> None:
         pool = torch.cuda.graph_pool_handle()
-        self.whole = Graphs(runner._decode_and_draw, pool)  # (rows): a plain decode step
-        self.decode = Graphs(runner._decode, pool)  # (rows): its layers, for rows that ask for more
+        self.whole = Graphs(runner._decode_and_draw, pool)  # (rows, context): plain decode
+        self.decode = Graphs(runner._decode, pool)  # (rows, context): its layers
         self.mixed = Graphs(runner._mixed, pool)  # (tokens, sequences): layers of any small step
         self.head = Graphs(runner._head, pool)  # (rows): logits and draw behind layers

@@ -109,7 +109,7 @@ class Scheduler:
         preempted, starved = 0, False
         for sequence in decoding + prefilling:
             count = min(sequence.num_uncomputed, budget)
-            if short and sequence.status is not Status.RUNNING or not count:
+            if (short and sequence.status is not Status.RUNNING) or not count:
                 continue
             have = len(sequence.block_ids)
             if sequence.num_computed + count > have * self.config.block_size:

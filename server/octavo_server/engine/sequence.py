@@ -21,8 +21,9 @@ class Sequence:
     in flight have run; the rest are to be computed.
 
     `num_pending` more tokens than `token_ids` holds were sampled by steps in flight: the device
-    knows them, the host does not yet. At `max_num_tokens` the sequence ends. A preempted sequence keeps its tokens and computes them again: known tokens are replayed, never
-    sampled a second time.
+    knows them, the host does not yet. At `max_num_tokens` the sequence ends. A preempted sequence
+    keeps its tokens and computes them again: known tokens are replayed, never sampled a second
+    time.
     """
 
     __slots__ = (

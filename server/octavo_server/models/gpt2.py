@@ -9,7 +9,7 @@ from torch import Tensor
 
 from octavo_kernels.ops import Ops
 from octavo_server.model_config import ModelConfig
-from octavo_server.models.causal_lm import Batch, Embedding, Linear, Norm
+from octavo_server.models.causal_lm import MLP_TOKENS, Batch, Embedding, Linear, Norm
 
 # Causal masks that old checkpoints carry as buffers.
 _MASKS = re.compile(r"h\.\d+\.attn\.(bias|masked_bias)")
@@ -38,7 +38,8 @@ class Layer:
             query, key_cache, value_cache, batch.attention, scale=self.head_size**-0.5
         )
         self.output.add_to(residual, seen.view(len(seen), -1))
-        self.down.add_to(residual, self.up.of_norm(residual, self.ln_2, "gelu"))
+        for part in residual.split(MLP_TOKENS):
+            self.down.add_to(part, self.up.of_norm(part, self.ln_2, "gelu"))
 
     def slots(self) -> dict[str, Tensor]:
         found: dict[str, Tensor] = {}

@@ -7,13 +7,8 @@ from torch import Tensor
 
 from octavo_kernels.ops import Ops
 from octavo_server.model_config import ModelConfig
-from octavo_server.models.causal_lm import Batch, Embedding, Linear, Norm
+from octavo_server.models.causal_lm import MLP_TOKENS, Batch, Embedding, Linear, Norm
 from octavo_server.models.rotary import cos_sin_table
-
-MLP_TOKENS = 4096
-"""At a time: the widest activations of a step of 8,192 tokens (0.7 GiB of llama-8b) are halved, and
-a product of 4,096 rows is as fast a row as one of 8,192.
-"""
 
 
 class Attention:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from octavo_server import LLM, SamplingParams
-from octavo_server.engine.graphs import row_buckets, token_buckets
+from octavo_server.engine.graphs import row_buckets, smallest, token_buckets
 from octavo_server.engine.runner import Runner
 from tests.server.tiny_models import VOCAB_SIZE, make_tiny
 
@@ -75,20 +75,18 @@ def test_padding_changes_no_token(family: str, overlap: bool, tmp_path: Path) ->
     runner._graphs = graphs  # type: ignore[assignment]
     assert run() == expected
     # 12 tokens: one from the prompts' step of 32 tokens, the rest from 3 rows padded to 5.
-    assert graphs.whole.calls.count((5,)) >= 2 * 10
-    assert graphs.decode.calls.count((5,)) >= 10
+    assert graphs.whole.calls.count((5, 128)) >= 2 * 10
+    assert graphs.decode.calls.count((5, 128)) >= 10
     assert graphs.mixed.calls == [(40, 8)] + 2 * [(40, 8)]
     assert graphs.head.calls.count((5,)) == 2
 
 
-def test_buckets_cover_every_row_count_with_little_padding() -> None:
-    buckets = row_buckets(512)
-    assert buckets[0] == 1 and buckets[-1] == 512
-    for rows in range(64, 513):
-        bucket = next(bucket for bucket in buckets if bucket >= rows)
-        assert bucket - rows < max(16, rows / 8)
-    assert row_buckets(5) == [1, 2, 4, 5]
-    for tokens in range(64, 2049):
-        bucket = next(bucket for bucket in token_buckets(8192) if bucket >= tokens)
-        assert bucket - tokens < max(64, tokens / 4)
-    assert token_buckets(40) == [16, 32]
+def test_buckets_cover_every_size_with_bounded_padding() -> None:
+    rows = row_buckets(512)
+    assert rows[0] == 1 and rows[-1] == 512 and row_buckets(5) == [1, 2, 4, 5]
+    for size in range(1, 513):
+        assert smallest(rows, size) <= max(size * 4 / 3 + 16, 2 * size if size < 8 else 0)
+    tokens = token_buckets(8192)
+    for size in range(16, 2049):
+        assert smallest(tokens, size) <= 2 * size
+    assert smallest(rows, 513) is None and token_buckets(40) == [16, 32]
