@@ -7,6 +7,7 @@ import dataclasses
 import gc
 import logging
 import socket
+import subprocess
 import sys
 import threading
 import time
@@ -57,6 +58,7 @@ def spare_collections() -> None:
     gc.collect()
     gc.freeze()
     gc.set_threshold(_COLLECT_AFTER, 10, 10)
+    gc.enable()
 
 
 def http_server(app: ASGIApp, log_level: str) -> HttpServer:
@@ -85,8 +87,10 @@ class Run:
         listener: socket.socket,
         log_level: str,
         early: EarlySignals,
+        engine_process: subprocess.Popen[bytes],
     ) -> None:
         self._early = early
+        self._engine_process = engine_process
         self._hurry = asyncio.Event()
         self._flush_seconds = float(_FLUSH_SECONDS)
         self._config = config
@@ -159,6 +163,7 @@ class Run:
             source = await in_daemon_thread(self._find_model)
             self._start_engine(str(source.path))
             tokenizer, defaults = await in_daemon_thread(lambda: self._load_tokenizer(source))
+            gc.freeze()  # so that the collection in `spare_collections` has little to walk
             self._service.set_tokenizer(tokenizer, defaults)
         except StartupError as error:
             self._service.fail(Failed(error.reason, str(error), error.exit_code))
@@ -193,7 +198,9 @@ class Run:
         )
         # The files were found here; the engine need not ask the Hub again.
         found = dataclasses.replace(config, model=path, revision=None)
-        self._engine = EngineClient(found, on_message=self._service.on_message)
+        self._engine = EngineClient(
+            found, on_message=self._service.on_message, process=self._engine_process
+        )
         self._engine.start()
 
     def _send(self, message: ToEngine) -> None:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import os
 import re
 import socket
+import subprocess
 import sys
 from typing import Any
 
@@ -19,6 +21,7 @@ from octavo_server.api.sizes import Size
 from octavo_server.api.termination import write_termination
 from octavo_server.api.without_torch import hide_torch
 from octavo_server.config import EngineConfig
+from octavo_server.engine.early import spawn
 from octavo_server.errors import InvalidSettings, StartupError
 
 _BACKLOG = 2048  # connections that wait while the loop is busy
@@ -123,7 +126,25 @@ def serve(model: str | None, flags: dict[str, Any]) -> int:
     early = EarlySignals()
     early.install()
     listener = listen(flags["host"], flags["port"])
+    process = spawn()  # before all that takes time here
+    try:
+        return _serve(config, settings, listener, early, process, flags["uvicorn_log_level"])
+    finally:
+        # Of use where it never was told what to load; `Run` waits for one that was.
+        process.kill()
+        process.wait()
+
+
+def _serve(
+    config: EngineConfig,
+    settings: ServeSettings,
+    listener: socket.socket,
+    early: EarlySignals,
+    process: subprocess.Popen[bytes],
+    log_level: str,
+) -> int:
     hide_torch()
+    gc.disable()  # until the model is loaded: there is only start-up to walk through
     logging.basicConfig(
         level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(message)s"
     )
@@ -134,8 +155,7 @@ def serve(model: str | None, flags: dict[str, Any]) -> int:
         # Imported here, in sight of the open socket: FastAPI takes most of a second.
         from octavo_server.api.run import Run
 
-        level = flags["uvicorn_log_level"]
-        return await Run(config, settings, listener, level, early).execute()
+        return await Run(config, settings, listener, log_level, early, process).execute()
 
     with asyncio.Runner(loop_factory=loop_factory()) as runner:
         return runner.run(run())

@@ -7,16 +7,17 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 import tempfile
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import msgspec
 import zmq
 
 from octavo_server.config import EngineConfig
+from octavo_server.engine.early import spawn
 from octavo_server.engine.messages import Failed, FromEngine, Shutdown, ToEngine
 from octavo_server.engine.process import Settings
 
@@ -37,7 +38,7 @@ class EngineClient:
 
     `on_message` gets every message in order: `Progress`es, then `Ready` or `Failed`, then the rest.
     After `Failed` nothing follows. A process that dies without a word is reported as
-    `Failed("EngineFailed", ...)`. `module` is what the process runs.
+    `Failed("EngineFailed", ...)`. `process` is an `early.spawn` that ran ahead, else one is made.
     """
 
     def __init__(
@@ -45,10 +46,10 @@ class EngineClient:
         config: EngineConfig,
         *,
         on_message: Callable[[FromEngine], None],
-        module: str = "octavo_server.engine.process",
+        process: subprocess.Popen[bytes] | None = None,
     ) -> None:
         self._config = config
-        self._module = module
+        self._spawned = process
         self._on_message = on_message
         self._folder = Path(tempfile.mkdtemp(prefix="octavo-"))
         self._context = zmq.Context()
@@ -84,19 +85,15 @@ class EngineClient:
         return None if self._process is None else self._process.poll()
 
     def start(self) -> None:
-        """Spawn the process; what it has to say arrives through `on_message`."""
+        """Tell the process what to load; what it has to say arrives through `on_message`."""
         settings = Settings(
             self._config, self._address("requests"), self._address("outputs"), os.getpid()
         )
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", self._module],
-            stdin=subprocess.PIPE,
-            # Its own group: Ctrl-C in a terminal reaches the API process only, which drains.
-            process_group=0,
-        )
+        self._process = self._spawned or spawn()
         assert self._process.stdin is not None
-        self._process.stdin.write(msgspec.json.encode(settings) + b"\n")
-        self._process.stdin.flush()
+        with suppress(BrokenPipeError):  # it died already, which `_wait` reports
+            self._process.stdin.write(msgspec.json.encode(settings) + b"\n")
+            self._process.stdin.flush()
         self._loop = loop = asyncio.get_running_loop()
         loop.add_reader(self._outputs.fileno(), self._read)
         threading.Thread(

@@ -63,7 +63,7 @@ class Process:
         found = [
             child
             for child in psutil.Process(self.process.pid).children(recursive=True)
-            if "octavo_server.engine.process" in " ".join(child.cmdline())
+            if "octavo_server.engine.early" in " ".join(child.cmdline())
         ]
         assert len(found) == 1
         return found[0]

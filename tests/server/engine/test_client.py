@@ -18,6 +18,7 @@ import pytest
 
 from octavo_server.config import EngineConfig
 from octavo_server.engine.client import EngineClient
+from octavo_server.engine.early import spawn
 from octavo_server.engine.messages import Abort, Add, Failed, FromEngine, Heartbeat, Outputs, Ready
 from octavo_server.sampling_params import SamplingParams
 from tests.server.tiny_models import make_tiny
@@ -41,10 +42,12 @@ def settings(model: Path | str) -> EngineConfig:
 class Watched:
     """A client and all it heard."""
 
-    def __init__(self, config: EngineConfig) -> None:
+    def __init__(
+        self, config: EngineConfig, process: subprocess.Popen[bytes] | None = None
+    ) -> None:
         self.heard: list[FromEngine] = []
         self._news = asyncio.Event()
-        self.client = EngineClient(config, on_message=self._hear)
+        self.client = EngineClient(config, on_message=self._hear, process=process)
         self.client.start()
 
     def _hear(self, message: FromEngine) -> None:
@@ -155,3 +158,57 @@ def test_no_engine_outlives_its_parent(folder: Path, phase: str) -> None:
             assert parent.stdout.readline() == "ready\n"
         parent.kill()
     assert not psutil.wait_procs([engine], timeout=START_SECONDS)[1]
+
+
+async def test_messages_of_one_turn_arrive_in_order_and_once(engine: Watched) -> None:
+    names = [f"r{index}" for index in range(50)]
+    for index, name in enumerate(names):
+        # The aborted ones are too long to end before their abort arrives.
+        tokens = 2 if index < 25 else 400
+        params = SamplingParams(max_tokens=tokens, ignore_eos=True, seed=1)
+        engine.client.send(Add(name, [5, 6, 7], params, time.monotonic(), stream=False))
+    engine.client.send(Abort(names[25:]))
+    await engine.until(
+        lambda heard: (
+            tokens_of(heard).count("length") == 25
+            and of_kind(heard, Outputs)[-1].stats.running == 0
+        )
+    )
+    ended = [o.request_id for m in of_kind(engine.heard, Outputs) for o in m.outputs]
+    assert sorted(ended) == sorted(names[:25])
+
+
+async def test_one_that_raises_does_not_stop_the_messages_behind(folder: Path) -> None:
+    heard: list[FromEngine] = []
+    ready = asyncio.Event()
+
+    def hear(message: FromEngine) -> None:
+        heard.append(message)
+        if isinstance(message, Ready):
+            ready.set()
+        raise ValueError("nothing pleases me")
+
+    asyncio.get_running_loop().set_exception_handler(lambda loop, context: None)
+    client = EngineClient(settings(folder), on_message=hear)
+    client.start()
+    async with asyncio.timeout(START_SECONDS):
+        await ready.wait()
+    assert len(heard) > 1
+    await client.stop()
+
+
+def test_a_process_that_gets_no_settings_leaves() -> None:
+    process = spawn()
+    assert process.stdin is not None
+    time.sleep(0.5)  # amid its imports
+    process.stdin.close()
+    assert process.wait(START_SECONDS) == 0
+
+
+async def test_a_process_that_died_before_its_settings_is_reported(folder: Path) -> None:
+    process = spawn()
+    process.kill()
+    process.wait()
+    watched = Watched(settings(folder), process)
+    assert "SIGKILL" in (await watched.first(Failed)).message
+    await watched.client.stop()
