@@ -42,7 +42,7 @@ COMMANDS: dict[str, Entry] = {
     ),
     "up": Entry(
         "octavo_operator.local.up:command",
-        "Run a manifest's pods as local processes, without a cluster.",
+        "Run a manifest's pods here, without a cluster.",
         "operator",
     ),
 }

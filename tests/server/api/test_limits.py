@@ -117,7 +117,7 @@ def test_others_have_their_turn_while_a_request_is_prepared() -> None:
         send = server.service.requests._send
 
         def slowly(message) -> None:
-            time.sleep(0.001)
+            time.sleep(0.003)
             send(message)
 
         server.service.requests._send = slowly
@@ -130,7 +130,7 @@ def test_others_have_their_turn_while_a_request_is_prepared() -> None:
             started = time.monotonic()
             server.call(lambda: None)
             worst = max(worst, time.monotonic() - started)
-        assert worst < 0.5
+        assert worst < 1.5  # all of them take 3 s
 
 
 def test_unknown_names_are_cut_quoted_and_few(caplog) -> None:
