@@ -80,7 +80,14 @@ class ServeCommand(click.Command):
 )
 @click.option("--chat-template", help="A file with a Jinja template, or the template itself.")
 @click.option("--enable-prefix-caching/--no-enable-prefix-caching", default=True)
-@click.option("--enforce-eager/--no-enforce-eager", default=False)
+@click.option(
+    "--enforce-eager/--no-enforce-eager", default=False, help="Do without CUDA graphs."
+)
+@click.option(
+    "--async-scheduling/--no-async-scheduling",
+    default=None,
+    help="Launch a step before the last one's tokens are known. Default: on a GPU.",
+)
 @click.option("--trust-remote-code/--no-trust-remote-code", default=False)
 @click.option("--seed", type=int, default=0, show_default=True)
 @click.option("--max-logprobs", type=click.IntRange(0), default=20, show_default=True)
