@@ -203,7 +203,13 @@ def _capture_graphs(runner: Runner, progress: Callable[[str], None]) -> None:
         return
     started = time.monotonic()
     free, _ = torch.cuda.mem_get_info()
-    captured = runner.capture()
+    try:
+        captured = runner.capture()
+    except torch.cuda.OutOfMemoryError as error:
+        raise OutOfMemory(
+            "the CUDA graphs of decode steps did not fit into the GPU memory that the KV cache "
+            "left; lower --gpu-memory-utilization or pass --enforce-eager"
+        ) from error
     taken = free - torch.cuda.mem_get_info()[0]
     progress(
         f"{captured} CUDA graphs captured in {time.monotonic() - started:.1f} s, "
