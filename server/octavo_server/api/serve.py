@@ -80,9 +80,7 @@ class ServeCommand(click.Command):
 )
 @click.option("--chat-template", help="A file with a Jinja template, or the template itself.")
 @click.option("--enable-prefix-caching/--no-enable-prefix-caching", default=True)
-@click.option(
-    "--enforce-eager/--no-enforce-eager", default=False, help="Do without CUDA graphs."
-)
+@click.option("--enforce-eager/--no-enforce-eager", default=False, help="Do without CUDA graphs.")
 @click.option(
     "--async-scheduling/--no-async-scheduling",
     default=None,
