@@ -312,7 +312,7 @@ def _join(
     )
 
 
-_counters: dict[tuple[torch.device, int], Tensor] = {}
+_counters: dict[torch.device, list[Tensor]] = {}
 
 
 def counters(device: torch.device, count: int) -> Tensor:
@@ -321,13 +321,14 @@ def counters(device: torch.device, count: int) -> Tensor:
     Kept for good, because graphs hold their address. A capture that comes before any eager launch
     gets its own, zeroed in the graph.
     """
-    key = (device, max(_COUNTERS, next_power_of_2(count)))
-    if key not in _counters:
-        zeros = torch.zeros(key[1], dtype=torch.int32, device=device)
+    kept = _counters.setdefault(device, [])
+    if not kept or len(kept[-1]) < count:
+        size = max(_COUNTERS, next_power_of_2(count))
+        zeros = torch.zeros(size, dtype=torch.int32, device=device)
         if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
             return zeros
-        _counters[key] = zeros
-    return _counters[key]
+        kept.append(zeros)
+    return kept[-1]
 
 
 def _own_sizes(seqs: int, group: int, head_pad: int) -> dict[str, int]:

@@ -123,7 +123,7 @@ class LLM:
                 f"the prompt has {len(token_ids)} tokens; between 1 and {limit - 1} fit", "prompt"
             )
         vocab_size = self.core.ready.vocab_size
-        if not all(0 <= token_id < vocab_size for token_id in token_ids):
+        if min(token_ids) < 0 or max(token_ids) >= vocab_size:
             raise InvalidRequest(f"the prompt holds ids outside 0 to {vocab_size - 1}", "prompt")
         completions = [
             Completion(index, logprobs=None if params.logprobs is None else [])

@@ -69,6 +69,13 @@ class ModelConfig:
     layer_windows: tuple[int, ...]
     dtype: str
 
+    @property
+    def layer_weights(self) -> int:
+        """Elements of all layers' matrices: a token costs two operations for each."""
+        attention = 2 * (self.num_heads + self.num_kv_heads) * self.head_size
+        mlp = (3 if self.activation in _SILU else 2) * self.intermediate_size
+        return self.num_layers * self.hidden_size * (attention + mlp)
+
     def __post_init__(self) -> None:
         if self.num_heads % self.num_kv_heads:
             raise CorruptModel(

@@ -11,6 +11,7 @@ import torch
 
 from octavo_kernels.ops import select_ops
 from octavo_server.config import EngineConfig
+from octavo_server.engine.arena import Arena
 from octavo_server.engine.block_pool import BlockPool
 from octavo_server.engine.core import EngineCore
 from octavo_server.engine.memory import (
@@ -89,13 +90,16 @@ def build_engine(config: EngineConfig, progress: Callable[[str], None]) -> Engin
     )
     if compiling is not None:
         compiling.wait(_COMPILE_SECONDS)
+    arena = Arena(device) if device.type == "cuda" else None
     if stated is None:
+        assert arena is not None, "on a CPU the cache's size is stated"
         left = measure_cache_bytes(
             config,
             model,
             StepBounds(step_tokens, max_num_seqs, early.max_model_len),
             device=device,
             dtype=dtype,
+            arena=arena,
             use_graphs=use_graphs,
             foreign=foreign,
             progress=progress,
@@ -119,6 +123,7 @@ def build_engine(config: EngineConfig, progress: Callable[[str], None]) -> Engin
             max_num_seqs=max_num_seqs,
             max_model_len=plan.max_model_len,
             max_step_tokens=step_tokens,
+            arena=arena,
             use_graphs=use_graphs,
         )
     except (MemoryError, RuntimeError) as error:  # torch's out-of-memory errors are RuntimeErrors
@@ -203,13 +208,7 @@ def _capture_graphs(runner: Runner, progress: Callable[[str], None]) -> None:
         return
     started = time.monotonic()
     free, _ = torch.cuda.mem_get_info()
-    try:
-        captured = runner.capture()
-    except torch.cuda.OutOfMemoryError as error:
-        raise OutOfMemory(
-            "the CUDA graphs of decode steps did not fit into the GPU memory that the KV cache "
-            "left; lower --gpu-memory-utilization or pass --enforce-eager"
-        ) from error
+    captured = runner.capture()
     taken = free - torch.cuda.mem_get_info()[0]
     progress(
         f"{captured} CUDA graphs captured in {time.monotonic() - started:.1f} s, "

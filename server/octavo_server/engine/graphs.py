@@ -8,17 +8,29 @@ about 48 us a Triton kernel with all its arguments, 0.99 us inside a graph).
 from __future__ import annotations
 
 import bisect
+import logging
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
+
+from octavo_server.engine.arena import Arena
+
+logger = logging.getLogger(__name__)
 
 MAX_ROWS = 512
 """A decode step of more rows takes so long that launching it costs nothing."""
 
 MAX_TOKENS = 2048
-"""Likewise for a step with prompts in it, whose launches take the host about 14 ms."""
+"""Steps with prompts of up to so many tokens have graphs whatever the model."""
+
+LAUNCH_WORK = 14e12
+"""Multiplications and additions that an H100 does (600 TFLOP/s) while the host launches one step's
+kernels (24 ms, measured): larger steps hide their launches, smaller ones wait for them.
+"""
+
+SHORT_QUERY = 1024
+"""Prefill attention is cut otherwise where all prompts of a step are at most so long."""
 
 
 def row_buckets(max_rows: int) -> list[int]:
@@ -32,9 +44,14 @@ def row_buckets(max_rows: int) -> list[int]:
     return sorted({bucket for bucket in steps if bucket < most} | {most})
 
 
-def token_buckets(max_tokens: int) -> list[int]:
-    """Token counts of steps with prompts in them."""
+def token_buckets(max_tokens: int, layer_weights: int) -> list[int]:
+    """Token counts of steps with prompts in them, for a model with so many weights in its layers.
+
+    Beyond `MAX_TOKENS` padding costs milliseconds of computing, so a step must gain as much.
+    """
     steps = [16, 32, 64, 128, 192, 256, 384, 512, 768, 1024, 1536, MAX_TOKENS]
+    most = LAUNCH_WORK / (2 * layer_weights)
+    steps += [bucket for bucket in (3072, 4096, 6144, 8192) if bucket <= most]
     return [bucket for bucket in steps if bucket <= max_tokens]
 
 
@@ -47,40 +64,48 @@ def smallest(buckets: Sequence[int], size: int) -> int | None:
 class Graphs:
     """Graphs of `function(*key)`, which returns one tensor and reads and writes fixed memory.
 
-    All that share a pool live in one memory: what one leaves free the next one uses, so they are
-    never replayed at the same time, and what a replay returned is gone with the next.
+    All lie in one arena: what one leaves free the next one uses, so they are never replayed at the
+    same time, and what a replay returned is gone with the next.
     """
 
-    def __init__(self, function: Callable[..., Tensor], pool: Any) -> None:
+    def __init__(self, function: Callable[..., Tensor], arena: Arena) -> None:
         self._function = function
-        self._pool = pool
-        self._stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-        self._captured: dict[tuple[int, ...], tuple[torch.cuda.CUDAGraph, Tensor]] = {}
+        self._arena = arena
+        self._captured: dict[tuple[int, ...], tuple[torch.cuda.CUDAGraph, Tensor] | None] = {}
 
     def has(self, *key: int) -> bool:
+        """Whether `capture` was tried with this key, whatever came of it."""
         return key in self._captured
 
-    def capture(self, *key: int) -> None:
-        """Capture one bucket. The function runs once for real first, which compiles its kernels.
+    def capture(self, *key: int) -> bool:
+        """Capture one bucket on the current stream; False, now and later, if memory is short.
 
+        The function runs once for real first, which compiles its kernels.
         NOTE: the caller sees to it that this run changes nothing that matters.
         """
-        self._stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(self._stream):
-            self._function(*key)
-            self._stream.synchronize()
-            graph = torch.cuda.CUDAGraph()
+        graph = torch.cuda.CUDAGraph()
+        try:
+            with self._arena.memory():
+                self._function(*key)
             # Other threads (weights, heartbeats) may call CUDA meanwhile: only this one's calls
             # count.
-            graph.capture_begin(pool=self._pool, capture_error_mode="thread_local")
+            graph.capture_begin(pool=self._arena.pool_id, capture_error_mode="thread_local")
             try:
                 result = self._function(*key)
             finally:
                 graph.capture_end()
-        torch.cuda.current_stream().wait_stream(self._stream)
+        except torch.cuda.OutOfMemoryError:
+            logger.warning("no memory for a CUDA graph of %s: its steps run without", key)
+            self._captured[key] = None
+            return False
         self._captured[key] = (graph, result)
+        return True
 
-    def replay(self, *key: int) -> Tensor:
-        graph, result = self._captured[key]
+    def replay(self, *key: int) -> Tensor | None:
+        """What the graph returned; None, and nothing was done, if it could not be captured."""
+        captured = self._captured[key]
+        if captured is None:
+            return None
+        graph, result = captured
         graph.replay()
         return result

@@ -12,7 +12,8 @@ import torch
 
 from octavo_kernels.ops import AttentionBatch
 from octavo_server.config import EngineConfig
-from octavo_server.engine.graphs import MAX_TOKENS, row_buckets, token_buckets
+from octavo_server.engine.arena import Arena
+from octavo_server.engine.graphs import row_buckets, token_buckets
 from octavo_server.engine.sampler import EXTRA_ROWS
 from octavo_server.engine.scheduler import COUNT_SLOTS
 from octavo_server.errors import OutOfMemory
@@ -21,9 +22,11 @@ from octavo_server.models.causal_lm import Batch, CausalLM
 CPU_CACHE_BYTES = 1 << 30
 """Default on CPU, where the machine's memory belongs to others too."""
 
-GRAPH_BYTES = 8 << 20
-"""Of the driver, per captured graph: 12 MiB for some 280 launches (H100), and not all are captured.
-"""
+GRAPH_BYTES = 512 << 10
+"""Of the driver, per captured graph: 28 MiB for 50 of some 230 launches (H100)."""
+
+FRAGMENTS = 1.02
+"""The arena is a little larger than the largest step: pieces of it do not fit without gaps."""
 
 SPARE_BYTES = 256 << 20
 """Left free where other tenants, not the utilization, set the limit: fragments, late modules."""
@@ -74,41 +77,45 @@ def measure_cache_bytes(
     *,
     device: torch.device,
     dtype: torch.dtype,
+    arena: Arena,
     use_graphs: bool,
     foreign: int,
     progress: Callable[[str], None],
 ) -> int:
-    """Bytes of a GPU that are left for keys and values: runs the largest steps once to see.
+    """Bytes of a GPU that are left for keys and values: runs the largest steps once to see, and
+    reserves what they took in the arena.
 
     `gpu_memory_utilization` is the share of the card that this engine may take beside its CUDA
     context, as in vLLM; `foreign` bytes were in use when there was nothing but the context. Raises
     `OutOfMemory` when nothing is left.
     """
     weights = torch.cuda.memory_allocated(device)
-    with torch.inference_mode():
-        trial = _Trial(config, model, bounds, device, dtype)
+    trial = _Trial(config, model, bounds, device, dtype)
+    with torch.inference_mode(), arena.stream():
         prefill = _peak(device, lambda: trial.prefill(bounds.max_step_tokens))
-        mixed = _peak(device, lambda: trial.prefill(min(MAX_TOKENS, bounds.max_step_tokens)))
         decode = _peak(device, trial.decode)
         sampler = decode + _peak(device, trial.draw_extra)
-    # The graphs' pool is apart from the memory that other steps use.
+    activations = int(max(prefill, decode, sampler) * FRAGMENTS)
     graphs = 0
     if use_graphs:
-        # Twice the rows': those that ask for more have graphs of their own, as they come.
-        count = 2 * len(row_buckets(bounds.max_num_seqs)) + len(token_buckets(MAX_TOKENS))
-        graphs = max(decode, mixed) + count * GRAPH_BYTES
-    activations = max(prefill, decode, sampler) + _buffer_bytes(bounds, model, config.block_size)
+        rows = row_buckets(bounds.max_num_seqs)
+        tokens = token_buckets(bounds.max_step_tokens, model.config.layer_weights)
+        # Rows: whole, layers and head; tokens: for few sequences and for many.
+        graphs = (3 * len(rows) + 2 * len(tokens)) * GRAPH_BYTES
+    torch.cuda.empty_cache()
+    buffers = _buffer_bytes(bounds, model, config.block_size)
     free, total = torch.cuda.mem_get_info(device)
     # Weights, and what libraries and loaded kernels took since the context was made.
     held = total - free - foreign
     budget = int(total * config.gpu_memory_utilization)
-    left = budget - held - activations - graphs
-    room = free - activations - graphs - SPARE_BYTES
+    left = budget - held - activations - buffers - graphs
+    room = free - activations - buffers - graphs - SPARE_BYTES
     gib = 1 << 30
     terms = (
         f"{total / gib:.1f} GiB x {config.gpu_memory_utilization:g} - weights {weights / gib:.2f}"
         f" - libraries {(held - weights) / gib:.2f} - activations {activations / gib:.2f}"
-        f" - graphs {graphs / gib:.2f} = {left / gib:.2f} GiB for the KV cache"
+        f" - buffers {buffers / gib:.2f} - graphs {graphs / gib:.2f}"
+        f" = {left / gib:.2f} GiB for the KV cache"
     )
     if room < left:
         terms += (
@@ -122,6 +129,7 @@ def measure_cache_bytes(
             f"no GPU memory is left for the KV cache: {terms}; raise --gpu-memory-utilization, "
             "free the GPU, use more GPUs, or lower --max-num-seqs and --max-num-batched-tokens"
         )
+    arena.reserve(activations)
     return left
 
 
@@ -148,8 +156,7 @@ class _Trial:
 
     def decode(self) -> None:
         """A step of one token of every row, its logits included."""
-        rows = self._bounds.max_num_seqs
-        self._model.logits(self._run(1, rows))
+        self._model.logits(self._run(1, self._bounds.max_num_seqs))
 
     def draw_extra(self) -> None:
         """What rows that ask for log probabilities add to a full step: copies in float32."""
@@ -189,13 +196,12 @@ class _Trial:
 
 
 def _peak(device: torch.device, run: Callable[[], None]) -> int:
-    """Bytes that `run` takes at most above what is held before and after."""
+    """Bytes that `run` takes at most above what it leaves behind (a library's workspace)."""
     torch.cuda.synchronize(device)
-    before = torch.cuda.memory_allocated(device)
     torch.cuda.reset_peak_memory_stats(device)
     run()
     torch.cuda.synchronize(device)
-    peak = torch.cuda.max_memory_allocated(device) - before
+    peak = torch.cuda.max_memory_allocated(device) - torch.cuda.memory_allocated(device)
     torch.cuda.empty_cache()
     return int(peak)
 

@@ -7,15 +7,25 @@ sees a tensor.
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from octavo_kernels.ops import AttentionBatch, Ops
+from octavo_kernels.standing import make_counters
 from octavo_kernels.step_inputs import HEADER, StepBuffers
 from octavo_kernels.tiles import FEW_SEQUENCES, SHORT_CONTEXT
-from octavo_server.engine.graphs import Graphs, row_buckets, smallest, token_buckets
+from octavo_server.engine.arena import Arena
+from octavo_server.engine.graphs import (
+    MAX_TOKENS,
+    SHORT_QUERY,
+    Graphs,
+    row_buckets,
+    smallest,
+    token_buckets,
+)
 from octavo_server.engine.messages import TokenLogprobs
 from octavo_server.engine.rows import Rows, packet_size
 from octavo_server.engine.sampler import Judgement, Sampler
@@ -56,8 +66,10 @@ class Runner:
         max_num_seqs: int,
         max_model_len: int,
         max_step_tokens: int,
+        arena: Arena | None = None,
         use_graphs: bool = False,
     ) -> None:
+        """`arena` is None on a CPU, and `use_graphs` False."""
         config = model.config
         max_blocks = -(-max_model_len // block_size)
         self._model = model
@@ -101,8 +113,12 @@ class Runner:
             for _ in range(config.num_layers)
         ]
         self._row_buckets = row_buckets(max_num_seqs)
-        self._token_buckets = token_buckets(max_step_tokens)
-        self._graphs = _StepGraphs(self) if use_graphs else None
+        self._token_buckets = token_buckets(max_step_tokens, config.layer_weights)
+        if arena is not None:
+            make_counters(device, max_num_seqs * config.num_kv_heads)
+        self._stream = nullcontext if arena is None else arena.stream
+        self._memory = nullcontext if arena is None else arena.memory
+        self._graphs = _StepGraphs(self, arena) if use_graphs and arena is not None else None
 
     @property
     def has_graphs(self) -> bool:
@@ -110,25 +126,29 @@ class Runner:
 
     @torch.inference_mode()
     def capture(self) -> int:
-        """Capture the graphs that most steps need, the largest first: the others fit in their
-        memory. The rest is captured when it is first wanted. Returns how many.
+        """Capture the graphs that most steps need; the rest when it is first wanted. Returns how
+        many.
         """
         if self._graphs is None:
             return 0
         wanted: list[tuple[Graphs, tuple[int, ...]]] = [
-            (self._graphs.mixed, (tokens, self._sequence_cap(tokens, 1)))
+            (self._graphs.mixed, (tokens, self._sequence_cap(tokens, 1), min(tokens, SHORT_QUERY)))
             for tokens in reversed(self._token_buckets)
+            if tokens <= MAX_TOKENS
         ]
         for rows in reversed(self._row_buckets):
             wanted.append((self._graphs.whole, (rows, self._context_bound(rows, 0))))
         wanted += [(self._graphs.head, (rows,)) for rows in reversed(self._row_buckets)]
-        for graphs, key in wanted:
-            self._replay(graphs, *key, replay=False)
-        return len(wanted)
+        with self._stream():
+            return sum(self._capture(graphs, *key) for graphs, key in wanted)
 
     @torch.inference_mode()
     def launch(self, step: Step) -> Launched:
         """Apply the difference, start the model and the draw, start the way back."""
+        with self._stream():
+            return self._launch(step)
+
+    def _launch(self, step: Step) -> Launched:
         for row in step.freed_rows:
             self._sampler.free_row(row)
         sampled = [index for index, samples in enumerate(step.samples) if samples]
@@ -154,24 +174,22 @@ class Runner:
         if graphs is not None and decodes and bucket is not None and not more:
             key = (bucket, self._context_bound(bucket, max(step.starts) + 1))
             token_ids = self._replay(graphs.whole, *key, before=send_packet)
-        else:
+        if token_ids is None:
             if graphs is None or not self._replay_layers(graphs, step, decodes, send_packet):
                 send_packet()
-                residual = self._run(step)
-                for index in prompts:
-                    judged[index] = self._judge_prompt(step, residual, index)
-                chosen = self._buffers.sampled_tokens[: len(sampled)]
-                torch.index_select(residual, 0, chosen, out=self._last[: len(sampled)])
-            if sampled and more:
+                with self._memory():
+                    residual = self._run(step)
+                    for index in prompts:
+                        judged[index] = self._judge_prompt(step, residual, index)
+                    chosen = self._buffers.sampled_tokens[: len(sampled)]
+                    torch.index_select(residual, 0, chosen, out=self._last[: len(sampled)])
+                    del residual
+            if sampled and graphs is not None and bucket is not None and not more:
+                token_ids = self._replay(graphs.head, bucket)
+            if sampled and token_ids is None:
                 ends = [step.starts[index] + step.counts[index] for index in sampled]
-                logits = self._model.logits(self._last[: len(sampled)])
-                token_ids, judgements = self._sampler.draw_extra(
-                    logits, *self._places(len(sampled)), rows, ends
-                )
-            elif sampled and self._graphs is not None and bucket is not None:
-                token_ids = self._replay(self._graphs.head, bucket)
-            elif sampled:
-                token_ids = self._head(len(sampled))
+                with self._memory():
+                    token_ids, judgements = self._draw(rows, ends, more)
         if token_ids is not None:
             token_ids = token_ids[: len(sampled)]
         return self._send_back(step, token_ids, sampled, judgements, judged)
@@ -214,14 +232,13 @@ class Runner:
             if bucket is None:
                 return False
             context = self._context_bound(bucket, max(step.starts) + 1)
-            self._replay(graphs.decode, bucket, context, before=send_packet)
-            return True
+            return self._replay(graphs.decode, bucket, context, before=send_packet) is not None
         bucket = smallest(self._token_buckets, tokens)
         if bucket is None or seqs > bucket:
             return False
-        key = (bucket, self._sequence_cap(bucket, seqs))
-        self._replay(graphs.mixed, *key, before=send_packet)
-        return True
+        query = SHORT_QUERY if max(step.counts) <= SHORT_QUERY else bucket
+        key = (bucket, self._sequence_cap(bucket, seqs), min(bucket, query))
+        return self._replay(graphs.mixed, *key, before=send_packet) is not None
 
     def _context_bound(self, rows: int, longest: int) -> int:
         """What a decode graph provides for: few rows are cut otherwise while they are short."""
@@ -234,22 +251,27 @@ class Runner:
         return min(MIXED_SEQUENCES, most) if seqs <= MIXED_SEQUENCES else most
 
     def _replay(
-        self,
-        graphs: Graphs,
-        *key: int,
-        before: Callable[[], None] = lambda: None,
-        replay: bool = True,
+        self, graphs: Graphs, *key: int, before: Callable[[], None] = lambda: None
     ) -> Tensor | None:
-        """Replay a graph, captured first if it is new; `before` comes between."""
+        """Replay a graph, captured first if it is new; `before` comes between. None if there is no
+        memory for it: nothing has happened then but `before`.
+        """
         if not graphs.has(*key):
-            if self._on_gpu:
-                # NOTE: an empty packet, for capturing runs the step once: all is padding then.
-                self._packet[:HEADER].zero_()
-            graphs.capture(*key)
-        if not replay:
-            return None
+            self._capture(graphs, *key)
         before()
         return graphs.replay(*key)
+
+    def _capture(self, graphs: Graphs, *key: int) -> bool:
+        # NOTE: an empty packet, for capturing runs the step once: all is padding then.
+        self._packet[:HEADER].zero_()
+        return graphs.capture(*key)
+
+    def _draw(self, rows: list[int], ends: list[int], more: bool) -> tuple[Tensor, list[Judgement]]:
+        """Tokens for the residuals in `_last`, without a graph."""
+        if not more:
+            return self._head(len(rows)), []
+        logits = self._model.logits(self._last[: len(rows)])
+        return self._sampler.draw_extra(logits, *self._places(len(rows)), rows, ends)
 
     def _run(self, step: Step) -> Tensor:
         """Inputs and layers of a step of any shape: the residual of all its tokens."""
@@ -266,15 +288,15 @@ class Runner:
         # Samples are padded as far as the graph that draws them reads.
         return self._layers(batch, smallest(self._row_buckets, seqs) or seqs, tokens)
 
-    def _mixed(self, tokens: int, seqs: int) -> Tensor:
-        """Inputs and layers of a step of up to so many tokens and sequences, from the packet
-        alone; leaves the residual of its samples in `_last`.
+    def _mixed(self, tokens: int, seqs: int, query: int) -> Tensor:
+        """Inputs and layers of a step of up to so many tokens, sequences and tokens of one of
+        them, from the packet alone; leaves the residual of its samples in `_last`.
         """
         batch = self._batch(
             tokens,
             seqs,
             num_decodes=seqs,
-            max_query_len=tokens,
+            max_query_len=query,
             max_context_len=self._max_model_len,
         )
         residual = self._layers(batch, seqs, tokens)
@@ -389,11 +411,12 @@ class Runner:
 
 
 class _StepGraphs:
-    """The graphs of one runner, all in one pool."""
+    """The graphs of one runner."""
 
-    def __init__(self, runner: Runner) -> None:
-        pool = torch.cuda.graph_pool_handle()
-        self.whole = Graphs(runner._decode_and_draw, pool)  # (rows, context): plain decode
-        self.decode = Graphs(runner._decode, pool)  # (rows, context): its layers
-        self.mixed = Graphs(runner._mixed, pool)  # (tokens, sequences): layers of any small step
-        self.head = Graphs(runner._head, pool)  # (rows): logits and draw behind layers
+    def __init__(self, runner: Runner, arena: Arena) -> None:
+        # (rows, context): plain decode
+        self.whole = Graphs(runner._decode_and_draw, arena)
+        self.decode = Graphs(runner._decode, arena)  # (rows, context): its layers
+        # (tokens, sequences, longest query): layers of any step
+        self.mixed = Graphs(runner._mixed, arena)
+        self.head = Graphs(runner._head, arena)  # (rows): logits and draw behind layers

@@ -8,6 +8,7 @@ recomputed.
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
@@ -21,6 +22,12 @@ from octavo_server.engine.step import NewRow, Sampled, Step
 COUNT_SLOTS = 64
 """Rows with penalties at a time: each costs 5 bytes per vocabulary id (48 MB for 152k ids)."""
 
+QUEUE_STEPS = 8
+"""Steps within which prompts that could start now are computed beside decoding streams: where many
+wait for their first token, their wait counts for more than a few streams' next one. Less than 8
+times `max_mixed_tokens` waiting changes nothing.
+"""
+
 WATERMARK = 0.01
 """Share of pages kept free at admission, so that running rows can grow before anybody is preempted.
 """
@@ -29,8 +36,8 @@ WATERMARK = 0.01
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SchedulerConfig:
     """`max_step_tokens` bounds a step. While a stream decodes, a step takes `max_mixed_tokens` of
-    prompts beside the decoding rows at most: the stream waits for the whole step, so its
-    inter-token latency is bounded by them.
+    prompts beside the decoding rows, and more only where more wait (`QUEUE_STEPS`): the stream
+    waits for the whole step, so its inter-token latency is bounded by them.
     """
 
     max_model_len: int
@@ -101,7 +108,7 @@ class Scheduler:
         watched = any(sequence.streams for sequence in decoding)
         budget = self.config.max_step_tokens
         if watched:
-            budget = min(budget, len(decoding) + self.config.max_mixed_tokens)
+            budget = min(budget, len(decoding) + self._mixed_tokens(prefilling))
         short = self._most_blocks_needed(decoding, prefilling, budget) > self.pool.num_free
         if short and self._in_flight:
             return None
@@ -240,6 +247,13 @@ class Scheduler:
             elif uncomputed:
                 prefilling.append(sequence)
         return decoding, prefilling
+
+    def _mixed_tokens(self, prefilling: list[Sequence]) -> int:
+        """Prompt tokens beside decoding streams."""
+        queued = sum(sequence.num_uncomputed for sequence in prefilling)
+        for sequence in itertools.islice(self.waiting, len(self._free_rows)):
+            queued += len(sequence.token_ids)
+        return max(self.config.max_mixed_tokens, queued // QUEUE_STEPS)
 
     def _most_blocks_needed(
         self, decoding: list[Sequence], prefilling: list[Sequence], budget: int

@@ -64,6 +64,8 @@ def pretend_gpu(capability: int, multiprocessors: int, memory_bytes: int) -> Ite
         "Stream": _Nobody,
         "Event": _Nobody,
         "CUDAGraph": _Nobody,
+        "MemPool": _Nobody,
+        "use_mem_pool": lambda *_: nullcontext(),
         "graph": lambda *_, **__: nullcontext(),
         "stream": lambda *_: nullcontext(),
         "current_stream": _Nobody,
