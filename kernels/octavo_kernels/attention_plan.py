@@ -41,6 +41,14 @@ def part_keys_of(spans, wanted, min_keys, SEARCH: tl.constexpr):
 
 
 @jit
+def _cut(spans, part_keys, ROUND: tl.constexpr):
+    """Equal parts of whole tiles for each sequence: their length, and how many."""
+    lengths = tl.cdiv(spans, tl.maximum(tl.cdiv(spans, part_keys), 1))
+    lengths = tl.maximum(tl.cdiv(lengths, ROUND) * ROUND, ROUND)
+    return lengths, tl.cdiv(spans, lengths)
+
+
+@jit
 def attention_plan_kernel(
     plan,  # int32 [slots, 8]
     rows,  # int32 [seqs]
@@ -69,13 +77,22 @@ def attention_plan_kernel(
     spans = tl.load(context_lens + ids, mask=here, other=0)
     spans = tl.where(query_lens == 1, spans, 0)
     part_keys = part_keys_of(spans, wanted, min_keys, SEARCH=True)
-    # Equal parts of whole tiles.
-    lengths = tl.cdiv(spans, tl.maximum(tl.cdiv(spans, part_keys), 1))
-    lengths = tl.maximum(tl.cdiv(lengths, ROUND) * ROUND, ROUND)
-    counts = tl.cdiv(spans, lengths)
+    lengths, counts = _cut(spans, part_keys, ROUND)
     used = tl.sum(counts, 0)
-    first_slot = tl.sum(tl.where(ids < seq, counts, 0), 0)
+    # One wave ends with its longest part: where they are uneven, finer ones fill what others leave.
+    longest = tl.max(tl.minimum(lengths, spans), 0)
+    finer, more = _cut(spans, tl.maximum(part_keys * 2 // 3, min_keys), ROUND)
+    uneven = (used <= wanted) & (longest * used > tl.sum(spans, 0) * 5 // 4)
+    if uneven & (tl.sum(more, 0) <= seq_cap):
+        lengths = finer
+        counts = more
+        used = tl.sum(counts, 0)
+    # The longest first, so that the last ones to run are short.
     mine = ids == seq
+    sizes = tl.minimum(lengths, spans)
+    own = tl.sum(tl.where(mine, sizes, 0), 0)
+    ahead = (sizes > own) | ((sizes == own) & (ids < seq))
+    first_slot = tl.sum(tl.where(ahead, counts, 0), 0)
     parts = tl.sum(tl.where(mine, counts, 0), 0)
     length = tl.sum(tl.where(mine, lengths, 0), 0)
     context_len = tl.sum(tl.where(mine, spans, 0), 0)
