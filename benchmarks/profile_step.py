@@ -130,7 +130,8 @@ def launches_per_layer(table: list[dict[str, Any]], layers: int) -> int:
 def profile_batch(llm: Any, shape: Any, batch: int, args: argparse.Namespace) -> dict[str, Any]:
     """Host phases and kernels of decode steps of `batch` rows. The requests are aborted after."""
     core = llm.core
-    tokens = WARM_STEPS + args.steps + args.profiled + 20
+    # The first ones decode while the others' prompts are computed, a few hundred tokens a step.
+    tokens = WARM_STEPS + args.steps + args.profiled + 20 + batch * args.context // 256
     prompts = random_prompts(core.ready.vocab_size, [args.context] * batch, batch)
     names = add_all(core, prompts, [tokens] * batch)
     try:
