@@ -5,8 +5,10 @@ One arithmetic for the engine's start-up, `octavo plan` and the operator's condi
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 
+from octavo_server.distributed.shard import shard
 from octavo_server.errors import InvalidSettings, OutOfMemory
 from octavo_server.model_config import ModelConfig
 
@@ -53,9 +55,18 @@ def weight_count(config: ModelConfig) -> int:
     return config.num_layers * layer + tables + positions + norms
 
 
-def weight_bytes(config: ModelConfig, dtype: str) -> int:
-    """Bytes of all weights in `dtype`, on all ranks together."""
-    return weight_count(config) * DTYPE_BYTES[dtype]
+def weight_bytes(config: ModelConfig, dtype: str, tensor_parallel_size: int = 1) -> int:
+    """Bytes of all weights in `dtype`; of several ranks, of the first one's, which has most.
+
+    Raises InvalidSettings for a size that does not divide the model.
+    """
+    if tensor_parallel_size == 1:
+        return weight_count(config) * DTYPE_BYTES[dtype]
+    first = shard(config, 0, tensor_parallel_size)
+    # Its ids, and the two rows of zeros around its table.
+    rows = first.width + 2 if config.tie_word_embeddings else first.width + 1
+    held = weight_count(dataclasses.replace(first.config, vocab_size=rows))
+    return held * DTYPE_BYTES[dtype]
 
 
 def kv_bytes_per_block(

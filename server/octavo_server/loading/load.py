@@ -12,6 +12,7 @@ import torch
 
 from octavo_kernels.ops import Ops
 from octavo_server.config import EngineConfig
+from octavo_server.distributed.group import SOLO, Group
 from octavo_server.errors import CorruptModel, InvalidSettings, OutOfMemory
 from octavo_server.loading.checkpoint import StoredTensor
 from octavo_server.loading.damage import damage_in
@@ -25,6 +26,7 @@ from octavo_server.memory_plan import readable_bytes, weight_bytes
 from octavo_server.model_config import ModelConfig
 from octavo_server.models.causal_lm import CausalLM
 from octavo_server.models.registry import build_model
+from octavo_server.models.slot import Slot
 
 _PROGRESS_SECONDS = 2.0
 # One copies 2 to 3 GB/s out of the page cache: with as many, the bus to the GPU is the limit.
@@ -42,13 +44,16 @@ def load_model(
     device: torch.device,
     dtype: torch.dtype,
     progress: Callable[[str], None],
+    group: Group = SOLO,
 ) -> CausalLM:
-    """Build the model on `device` and fill it; ready for `forward`.
+    """Build this rank's part of the model on `device` and fill it; ready for `forward`.
 
-    Raises CorruptModel (missing, unexpected or mis-shaped tensors), UnsupportedModel, OutOfMemory.
+    Raises CorruptModel (missing, unexpected or mis-shaped tensors), UnsupportedModel, OutOfMemory,
+    InvalidSettings where the group's size does not divide the model.
     """
-    if weight_bytes(model_config, str(dtype).removeprefix("torch.")) > _ADDRESSABLE_BYTES:
-        raise _out_of_memory(source, model_config, dtype, device)
+    needed = weight_bytes(model_config, str(dtype).removeprefix("torch."), group.size)
+    if needed > _ADDRESSABLE_BYTES:
+        raise _out_of_memory(source, needed, dtype, device)
     max_len = engine_config.max_model_len
     try:
         with damage_in(f"the config of {source.name}"):
@@ -58,24 +63,32 @@ def load_model(
                 dtype,
                 device,
                 max_len=max_len if max_len is not None and max_len > 0 else None,
+                group=group,
             )
-        fill(model, source, engine_config, progress)
+        fill(model, source, model_config, engine_config, progress)
         started = time.monotonic()
         model.prepare()
     except (torch.OutOfMemoryError, MemoryError) as error:
-        raise _out_of_memory(source, model_config, dtype, device) from error
+        raise _out_of_memory(source, needed, dtype, device) from error
     except RuntimeError as error:
         if "allocate memory" not in str(error):
             raise
-        raise _out_of_memory(source, model_config, dtype, device) from error
+        raise _out_of_memory(source, needed, dtype, device) from error
     progress(f"weights prepared in {time.monotonic() - started:.1f} s")
     return model
 
 
 def fill(
-    model: CausalLM, source: ModelSource, config: EngineConfig, progress: Callable[[str], None]
+    model: CausalLM,
+    source: ModelSource,
+    model_config: ModelConfig,
+    config: EngineConfig,
+    progress: Callable[[str], None],
 ) -> None:
-    """Weights from `source`, or random ones for `--load-format dummy`."""
+    """Weights from `source`, or random ones for `--load-format dummy`.
+
+    model_config is the whole model's.
+    """
     if config.load_format == "dummy":
         started = time.monotonic()
         fill_dummy(model, config.seed)
@@ -86,7 +99,7 @@ def fill(
     if config.load_format == "safetensors" and source.kind != "folder":
         raise InvalidSettings(f"--load-format safetensors, but {source.name} is a .gguf file")
     tensors = (
-        stored_gguf_tensors(read_gguf(source.path), model.config)
+        stored_gguf_tensors(read_gguf(source.path), model_config)
         if source.kind == "gguf"
         else stored_tensors(source.path)
     )
@@ -96,15 +109,14 @@ def fill(
 def fill_weights(
     model: CausalLM, tensors: Iterable[StoredTensor], name: str, progress: Callable[[str], None]
 ) -> None:
-    """Copy every stored tensor into its slot, converting to the slot's dtype.
+    """Copy what this rank needs of every stored tensor into its slot, converting to its dtype.
 
     Names and shapes are compared before the first byte is read.
     """
-    pairs = _matched(model, tensors, name)
-    total = sum(tensor.stored_bytes for tensor, _ in pairs)
+    pairs = [pair for pair in _matched(model, tensors, name) if pair[1].pieces]
     started = told = time.monotonic()
     done = 0
-    whole: list[tuple[StoredTensor, torch.Tensor]] = []
+    whole: list[tuple[StoredTensor, Slot]] = []
     parts: list[Region] = []
     for tensor, slot in pairs:
         split = regions(tensor.place, slot) if tensor.place is not None else None
@@ -113,18 +125,22 @@ def fill_weights(
         else:
             parts += split
 
-    def copy(tensor: StoredTensor, slot: torch.Tensor) -> int:
+    total = sum(tensor.stored_bytes for tensor, _ in whole) + sum(part.count for part in parts)
+
+    def copy(tensor: StoredTensor, slot: Slot) -> int:
         # The mode is per thread, and the caller may have made the weights in it.
         with torch.inference_mode(), damage_in(f"tensor {tensor.name} of {name}"):
-            slot.copy_(tensor.read())
+            values = tensor.read()
+            for piece in slot.pieces:
+                piece.view.copy_(values[piece.index])
         return tensor.stored_bytes
 
     def copy_region(region: Region) -> int:
         with torch.inference_mode(), damage_in(str(region.path)):
             return reader.copy(region)
 
-    reader = Reader(pairs[0][1].device if pairs else torch.device("cpu"))
-    threads = min(_MAX_READERS, len(os.sched_getaffinity(0)))
+    reader = Reader(pairs[0][1].pieces[0].view.device if pairs else torch.device("cpu"))
+    threads = max(1, min(_MAX_READERS, len(os.sched_getaffinity(0)) // model.shard.size))
     with (
         closing(reader),
         ThreadPoolExecutor(threads, thread_name_prefix="weights") as pool,
@@ -149,7 +165,7 @@ def fill_weights(
 
 def _matched(
     model: CausalLM, tensors: Iterable[StoredTensor], name: str
-) -> list[tuple[StoredTensor, torch.Tensor]]:
+) -> list[tuple[StoredTensor, Slot]]:
     slots = model.slots()
     pairs, unexpected = [], []
     for tensor in tensors:
@@ -159,7 +175,7 @@ def _matched(
             if not model.ignores(key):
                 unexpected.append(tensor.name)
             continue
-        if tuple(slot.shape) != tensor.shape:
+        if slot.shape != tensor.shape:
             raise CorruptModel(
                 f"tensor {tensor.name} of {name} has shape {list(tensor.shape)}; "
                 f"the model's config asks for {list(slot.shape)}"
@@ -173,10 +189,10 @@ def _matched(
 
 
 def _out_of_memory(
-    source: ModelSource, config: ModelConfig, dtype: torch.dtype, device: torch.device
+    source: ModelSource, needed: int, dtype: torch.dtype, device: torch.device
 ) -> OutOfMemory:
     name = str(dtype).removeprefix("torch.")
-    needed = readable_bytes(weight_bytes(config, name))
     return OutOfMemory(
-        f"the weights of {source.name} take {needed} in {name}, more than {device} has free"
+        f"the weights of {source.name} take {readable_bytes(needed)} in {name}, more than {device} "
+        "has free"
     )

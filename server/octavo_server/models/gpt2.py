@@ -8,26 +8,29 @@ import torch
 from torch import Tensor
 
 from octavo_kernels.ops import Ops
+from octavo_server.distributed.group import SOLO, Group
+from octavo_server.distributed.shard import shard
 from octavo_server.model_config import ModelConfig
-from octavo_server.models.causal_lm import MLP_TOKENS, Batch, Embedding, Linear, Norm
+from octavo_server.models.causal_lm import MLP_TOKENS, Batch
+from octavo_server.models.layers import Embedding, Linear, Norm, NormedLinear, Rank, ResidualLinear
+from octavo_server.models.slot import Piece, Slot, whole
 
 # Causal masks that old checkpoints carry as buffers.
 _MASKS = re.compile(r"h\.\d+\.attn\.(bias|masked_bias)")
 
 
 class Layer:
-    def __init__(
-        self, config: ModelConfig, layer: int, ops: Ops, dtype: torch.dtype, device: torch.device
-    ) -> None:
-        self.ops, self.layer = ops, layer
+    def __init__(self, rank: Rank, layer: int) -> None:
+        share, config = rank.shard, rank.shard.config
+        self.ops, self.layer, self.solo = rank.ops, layer, rank.group.size == 1
         self.heads, self.head_size = config.num_heads, config.head_size
-        hidden, inner = config.hidden_size, config.intermediate_size
-        self.ln_1 = Norm(hidden, config.norm_eps, True, dtype, device)
-        self.qkv = Linear(ops, 3 * hidden, hidden, True, dtype, device)
-        self.output = Linear(ops, hidden, hidden, True, dtype, device)
-        self.ln_2 = Norm(hidden, config.norm_eps, True, dtype, device)
-        self.up = Linear(ops, inner, hidden, True, dtype, device)
-        self.down = Linear(ops, hidden, inner, True, dtype, device)
+        self.ln_1 = Norm(rank, bias=True)
+        parts = {"query": share.query, "key": share.key_value, "value": share.key_value}
+        self.qkv = NormedLinear(rank, parts, bias=True)
+        self.output = ResidualLinear(rank, share.query, bias=True)
+        self.ln_2 = Norm(rank, bias=True)
+        self.up = NormedLinear(rank, {"mlp.c_fc": share.inner}, bias=True)
+        self.down = ResidualLinear(rank, share.inner, bias=True)
 
     def __call__(self, residual: Tensor, batch: Batch) -> None:
         qkv = self.qkv.of_norm(residual, self.ln_1).view(-1, 3, self.heads, self.head_size)
@@ -41,19 +44,45 @@ class Layer:
         for part in residual.split(MLP_TOKENS):
             self.down.add_to(part, self.up.of_norm(part, self.ln_2, "gelu"))
 
-    def slots(self) -> dict[str, Tensor]:
-        found: dict[str, Tensor] = {}
-        for name, norm in (("ln_1", self.ln_1), ("ln_2", self.ln_2)):
-            assert norm.bias is not None
-            found |= {f"{name}.weight": norm.weight, f"{name}.bias": norm.bias}
-        names = ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj")
-        for name, linear in zip(names, self.linears(), strict=True):
-            assert linear.bias is not None
-            found |= {f"{name}.weight": linear.weight.T, f"{name}.bias": linear.bias}
-        return found
+    def slots(self) -> dict[str, Slot]:
+        found = self.ln_1.slots("ln_1") | self.ln_2.slots("ln_2")
+        if self.solo:  # each in one piece, which is read faster than three side by side
+            assert self.qkv.bias is not None
+            products = {
+                "attn.c_attn.weight": whole(self.qkv.weight),
+                "attn.c_attn.bias": whole(self.qkv.bias),
+            }
+        else:
+            products = _side_by_side(self.qkv.slots(), "attn.c_attn")
+        products |= self.output.slots("attn.c_proj")
+        products |= self.up.slots() | self.down.slots("mlp.c_proj")
+        return found | {name: _turned(slot) for name, slot in products.items()}
 
     def linears(self) -> list[Linear]:
         return [self.qkv, self.output, self.up, self.down]
+
+
+def _side_by_side(parts: dict[str, Slot], name: str) -> dict[str, Slot]:
+    """The slots of several tensors as those of one that holds their rows one after another."""
+    found = {}
+    for kind in ("weight", "bias"):
+        pieces: list[Piece] = []
+        first = 0
+        rest: tuple[int, ...] = ()
+        for part, slot in parts.items():
+            if part.endswith(kind):
+                for piece in slot.pieces:
+                    start, *other = piece.starts
+                    pieces.append(Piece(piece.view, (first + start, *other)))
+                first, rest = first + slot.shape[0], slot.shape[1:]
+        found[f"{name}.{kind}"] = Slot((first, *rest), tuple(pieces))
+    return found
+
+
+def _turned(slot: Slot) -> Slot:
+    """`[out, in]` as the checkpoint has it, `[in, out]`; a bias is the same."""
+    pieces = tuple(Piece(piece.view.t(), piece.starts[::-1]) for piece in slot.pieces)
+    return Slot(slot.shape[::-1], pieces)
 
 
 class GPT2:
@@ -69,18 +98,17 @@ class GPT2:
         device: torch.device,
         *,
         max_len: int | None = None,
+        group: Group = SOLO,
     ) -> None:
-        self.config = config
-        self.embedding = Embedding(
-            ops, config.vocab_size, config.hidden_size, config.tie_word_embeddings, dtype, device
-        )
-        self.positions = torch.empty(
-            config.max_position, config.hidden_size, dtype=dtype, device=device
-        )
-        self.layers = [
-            Layer(config, layer, ops, dtype, device) for layer in range(config.num_layers)
-        ]
-        self.ln_f = Norm(config.hidden_size, config.norm_eps, True, dtype, device)
+        self.shard = shard(config, group.rank, group.size)
+        self.config = self.shard.config
+        rank = Rank(self.shard, group, ops, dtype, device)
+        self.embedding = Embedding(rank)
+        self._positions_shape = (config.max_position, config.hidden_size)
+        # The first rank adds them.
+        self.positions = rank.empty(*self._positions_shape) if group.rank == 0 else None
+        self.layers = [Layer(rank, layer) for layer in range(config.num_layers)]
+        self.ln_f = Norm(rank, bias=True)
 
     def forward(self, batch: Batch) -> Tensor:
         residual = self.embedding(batch.token_ids, batch.positions, self.positions)
@@ -91,18 +119,14 @@ class GPT2:
     def logits(self, residual: Tensor) -> Tensor:
         return self.embedding.logits(residual, self.ln_f)
 
-    def slots(self) -> dict[str, Tensor]:
-        assert self.ln_f.bias is not None
-        found = {
-            "wte.weight": self.embedding.table,
-            "wpe.weight": self.positions,
-            "ln_f.weight": self.ln_f.weight,
-            "ln_f.bias": self.ln_f.bias,
-        }
-        if not self.config.tie_word_embeddings:
-            found["lm_head.weight"] = self.embedding.head
+    def slots(self) -> dict[str, Slot]:
+        found = self.embedding.slots("wte.weight", "lm_head.weight") | self.ln_f.slots("ln_f")
+        positions = self.positions
+        found["wpe.weight"] = (
+            Slot(self._positions_shape, ()) if positions is None else whole(positions)
+        )
         for index, layer in enumerate(self.layers):
-            found |= {f"h.{index}.{name}": view for name, view in layer.slots().items()}
+            found |= {f"h.{index}.{name}": slot for name, slot in layer.slots().items()}
         return found
 
     def ignores(self, name: str) -> bool:

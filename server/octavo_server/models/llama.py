@@ -6,30 +6,29 @@ import torch
 from torch import Tensor
 
 from octavo_kernels.ops import Ops
+from octavo_server.distributed.group import SOLO, Group
+from octavo_server.distributed.shard import shard
 from octavo_server.model_config import ModelConfig
-from octavo_server.models.causal_lm import MLP_TOKENS, Batch, Embedding, Linear, Norm
+from octavo_server.models.causal_lm import MLP_TOKENS, Batch
+from octavo_server.models.layers import Embedding, Linear, Norm, NormedLinear, Rank, ResidualLinear
 from octavo_server.models.rotary import cos_sin_table
+from octavo_server.models.slot import Slot, whole
 
 
 class Attention:
-    def __init__(
-        self, config: ModelConfig, layer: int, ops: Ops, dtype: torch.dtype, device: torch.device
-    ) -> None:
-        self.ops, self.layer = ops, layer
+    def __init__(self, rank: Rank, layer: int) -> None:
+        share, config = rank.shard, rank.shard.config
+        self.ops, self.layer = rank.ops, layer
         self.heads, self.kv_heads = config.num_heads, config.num_kv_heads
         self.head_size, self.eps = config.head_size, config.norm_eps
         self.window = config.layer_windows[layer]
-        self.query_size = self.heads * self.head_size
-        self.kv_size = self.kv_heads * self.head_size
-        outs = self.query_size + 2 * self.kv_size
-        self.qkv = Linear(ops, outs, config.hidden_size, config.qkv_bias, dtype, device)
-        self.output = Linear(
-            ops, config.hidden_size, self.query_size, config.output_bias, dtype, device
-        )
+        parts = {"q_proj": share.query, "k_proj": share.key_value, "v_proj": share.key_value}
+        self.qkv = NormedLinear(rank, parts, config.qkv_bias)
+        self.output = ResidualLinear(rank, share.query, config.output_bias)
         self.query_norm = self.key_norm = None
         if config.qk_norm:
-            self.query_norm = torch.empty(self.head_size, dtype=dtype, device=device)
-            self.key_norm = torch.empty(self.head_size, dtype=dtype, device=device)
+            self.query_norm = rank.empty(self.head_size)
+            self.key_norm = rank.empty(self.head_size)
 
     def __call__(self, residual: Tensor, norm: Norm, cos_sin: Tensor, batch: Batch) -> None:
         """Add to `residual` what attention over `norm(residual)` gives."""
@@ -58,41 +57,39 @@ class Attention:
             scale=self.head_size**-0.5,
             sliding_window=self.window,
         )
-        self.output.add_to(residual, seen.view(-1, self.query_size))
+        self.output.add_to(residual, seen.view(-1, heads * self.head_size))
 
-    def slots(self) -> dict[str, Tensor]:
-        found = self.qkv.slots(q_proj=self.query_size, k_proj=self.kv_size, v_proj=self.kv_size)
-        found |= self.output.slots(o_proj=len(self.output.weight))
+    def slots(self) -> dict[str, Slot]:
+        found = self.qkv.slots() | self.output.slots("o_proj")
         if self.query_norm is not None and self.key_norm is not None:
-            found |= {"q_norm.weight": self.query_norm, "k_norm.weight": self.key_norm}
+            found |= {
+                "q_norm.weight": whole(self.query_norm),
+                "k_norm.weight": whole(self.key_norm),
+            }
         return found
 
 
 class Layer:
-    def __init__(
-        self, config: ModelConfig, layer: int, ops: Ops, dtype: torch.dtype, device: torch.device
-    ) -> None:
-        hidden, self.inner = config.hidden_size, config.intermediate_size
-        self.attention = Attention(config, layer, ops, dtype, device)
-        self.gate_up = Linear(ops, 2 * self.inner, hidden, config.mlp_bias, dtype, device)
-        self.down = Linear(ops, hidden, self.inner, config.mlp_bias, dtype, device)
-        self.input_norm = Norm(hidden, config.norm_eps, False, dtype, device)
-        self.mlp_norm = Norm(hidden, config.norm_eps, False, dtype, device)
+    def __init__(self, rank: Rank, layer: int) -> None:
+        share, bias = rank.shard, rank.shard.config.mlp_bias
+        self.attention = Attention(rank, layer)
+        parts = {"gate_proj": share.inner, "up_proj": share.inner}
+        self.gate_up = NormedLinear(rank, parts, bias)
+        self.down = ResidualLinear(rank, share.inner, bias)
+        self.input_norm = Norm(rank, bias=False)
+        self.mlp_norm = Norm(rank, bias=False)
 
     def __call__(self, residual: Tensor, cos_sin: Tensor, batch: Batch) -> None:
         self.attention(residual, self.input_norm, cos_sin, batch)
         for part in residual.split(MLP_TOKENS):
             self.down.add_to(part, self.gate_up.of_norm(part, self.mlp_norm, "silu_mul"))
 
-    def slots(self) -> dict[str, Tensor]:
-        found = {
-            "input_layernorm.weight": self.input_norm.weight,
-            "post_attention_layernorm.weight": self.mlp_norm.weight,
-        }
-        found |= {f"self_attn.{name}": view for name, view in self.attention.slots().items()}
-        mlp = self.gate_up.slots(gate_proj=self.inner, up_proj=self.inner)
-        mlp |= self.down.slots(down_proj=len(self.down.weight))
-        return found | {f"mlp.{name}": view for name, view in mlp.items()}
+    def slots(self) -> dict[str, Slot]:
+        found = self.input_norm.slots("input_layernorm")
+        found |= self.mlp_norm.slots("post_attention_layernorm")
+        found |= {f"self_attn.{name}": slot for name, slot in self.attention.slots().items()}
+        mlp = self.gate_up.slots() | self.down.slots("down_proj")
+        return found | {f"mlp.{name}": slot for name, slot in mlp.items()}
 
     def linears(self) -> list[Linear]:
         return [self.attention.qkv, self.attention.output, self.gate_up, self.down]
@@ -111,16 +108,15 @@ class Llama:
         device: torch.device,
         *,
         max_len: int | None = None,
+        group: Group = SOLO,
     ) -> None:
         assert config.rope is not None
-        self.config = config
-        self.embedding = Embedding(
-            ops, config.vocab_size, config.hidden_size, config.tie_word_embeddings, dtype, device
-        )
-        self.layers = [
-            Layer(config, layer, ops, dtype, device) for layer in range(config.num_layers)
-        ]
-        self.norm = Norm(config.hidden_size, config.norm_eps, False, dtype, device)
+        self.shard = shard(config, group.rank, group.size)
+        self.config = self.shard.config
+        rank = Rank(self.shard, group, ops, dtype, device)
+        self.embedding = Embedding(rank)
+        self.layers = [Layer(rank, layer) for layer in range(config.num_layers)]
+        self.norm = Norm(rank, bias=False)
         length = min(config.max_position, max_len or config.max_position)
         self.cos_sin = cos_sin_table(config.rope, length, device)  # float32 [length, rotary_size]
 
@@ -133,12 +129,11 @@ class Llama:
     def logits(self, residual: Tensor) -> Tensor:
         return self.embedding.logits(residual, self.norm)
 
-    def slots(self) -> dict[str, Tensor]:
-        found = {"embed_tokens.weight": self.embedding.table, "norm.weight": self.norm.weight}
-        if not self.config.tie_word_embeddings:
-            found["lm_head.weight"] = self.embedding.head
+    def slots(self) -> dict[str, Slot]:
+        found = self.embedding.slots("embed_tokens.weight", "lm_head.weight")
+        found |= self.norm.slots("norm")
         for index, layer in enumerate(self.layers):
-            found |= {f"layers.{index}.{name}": view for name, view in layer.slots().items()}
+            found |= {f"layers.{index}.{name}": slot for name, slot in layer.slots().items()}
         return found
 
     def ignores(self, name: str) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from octavo_kernels.ops import Ops
+from octavo_server.distributed.group import SOLO, Group
 from octavo_server.model_config import ModelConfig
 from octavo_server.models.causal_lm import CausalLM
 from octavo_server.models.gpt2 import GPT2
@@ -20,6 +21,10 @@ def build_model(
     device: torch.device,
     *,
     max_len: int | None = None,
+    group: Group = SOLO,
 ) -> CausalLM:
-    """The model with memory for its weights, which are not filled yet."""
-    return _CLASSES[config.family](config, ops, dtype, device, max_len=max_len)
+    """This rank's part of the model with memory for its weights, which are not filled yet.
+
+    config is the whole model's. Raises InvalidSettings where the group's size does not divide it.
+    """
+    return _CLASSES[config.family](config, ops, dtype, device, max_len=max_len, group=group)

@@ -188,9 +188,10 @@ def test_narrow_dummy_weights_are_never_zero() -> None:
     config = parse_config(GPT2 | {"n_layer": 1, "n_embd": 64, "n_head": 4, "vocab_size": 5000})
     model = build_model(config, select_ops("cpu"), torch.bfloat16, torch.device("cpu"))
     fill_dummy(model, 0)
-    for name, view in model.slots().items():
-        assert (view != 0).all(), name
-        assert view.float().abs().max() <= 1.001e-3, name
+    for name, slot in model.slots().items():
+        (piece,) = slot.pieces
+        assert (piece.view != 0).all(), name
+        assert piece.view.float().abs().max() <= 1.001e-3, name
 
 
 class TestGenerationDefaults:
