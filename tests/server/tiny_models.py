@@ -66,13 +66,13 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
-def make_tiny(family: str, folder: Path, seed: int = 0) -> Path:
+def make_tiny(family: str, folder: Path, seed: int = 0, **changes: object) -> Path:
     """Write config.json, model.safetensors, generation_config.json and a tokenizer; float32.
 
     Greedy output is varied and its margins are far above float32's noise. The same family and seed
-    give the same weights.
+    give the same weights; `changes` are to its config.
     """
-    model = tiny_model(family, seed)
+    model = tiny_model(family, seed, **changes)
     model.generation_config = transformers.GenerationConfig(
         bos_token_id=1, eos_token_id=[2, 0], pad_token_id=0
     )
@@ -82,7 +82,7 @@ def make_tiny(family: str, folder: Path, seed: int = 0) -> Path:
     return folder
 
 
-def tiny_model(family: str, seed: int = 0) -> transformers.PreTrainedModel:
+def tiny_model(family: str, seed: int = 0, **more: object) -> transformers.PreTrainedModel:
     """transformers' own model, in float32 with plain attention."""
     class_name, changes = FAMILIES[family]
     settings = _COMMON | changes
@@ -96,7 +96,7 @@ def tiny_model(family: str, seed: int = 0) -> transformers.PreTrainedModel:
             "bos_token_id": 1,
             "eos_token_id": 2,
         }
-    config = getattr(transformers, class_name)(**settings)
+    config = getattr(transformers, class_name)(**(settings | more))
     config.architectures = None
     model = transformers.AutoModelForCausalLM.from_config(
         config, dtype=torch.float32, attn_implementation="eager"

@@ -28,6 +28,14 @@ def candidates(values: Tensor, ids: Tensor) -> Tensor:
     return (ordered << 32) | (_LARGEST - ids)
 
 
+def best(scores: Tensor, first_id: int) -> Tensor:
+    """Each row's best of this rank, as `candidates`; scores `[n, width]`, of the ids from
+    `first_id` on.
+    """
+    own = scores.argmax(1)
+    return candidates(scores.gather(1, own[:, None])[:, 0].float(), own + first_id)
+
+
 def winners(group: Group, own: Tensor) -> Tensor:
     """The best id of each row over all ranks, int64 `[n]`; own is this rank's `candidates`."""
     best = group.all_gather(own[:, None]).amax(1)
