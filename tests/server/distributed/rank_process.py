@@ -1,7 +1,7 @@
-"""One rank of a group on the CPU, and what it computes of every model of a folder.
+"""One rank of a group, and what it computes of every model of a folder.
 
-As a program: `python -m tests.server.distributed.rank_process RANK SIZE MODELS RENDEZVOUS`; writes
-`MODELS/result-SIZE-RANK.pt`.
+As a program: `python -m tests.server.distributed.rank_process RANK SIZE MODELS RENDEZVOUS DEVICE`;
+writes `MODELS/result-SIZE-RANK.pt`. DEVICE is "cpu", or "cuda" for a GPU of each rank's own.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ TEMPERATURE = 0.8
 _TIMEOUT_SECONDS = 60.0
 
 
-class Seen:
-    """A rank's model that gives whole logits, and keeps its own."""
+class Gathered:
+    """A rank's model that gives whole logits, and keeps the last own ones."""
 
     def __init__(self, model: CausalLM, group: Group, vocab_size: int) -> None:
-        self.config, self._model, self._group = model.config, model, group
-        self._vocab_size = vocab_size
-        self.own = torch.empty(0)
+        self.config, self.shard = model.config, model.shard
+        self._model, self._group, self._vocab_size = model, group, vocab_size
+        self.residual = self.own = torch.empty(0)
 
     def forward(self, batch: Batch) -> Tensor:
         self.residual = self._model.forward(batch)
@@ -47,8 +47,8 @@ class Seen:
         return gather_logits(self._group, self.own, self._vocab_size)
 
 
-def run_all(models: Path, group: Group) -> dict[str, dict[str, Any]]:
-    """Each model below `models` -> logits of prompts and answers, tokens, and what was held."""
+def run_all(models: Path, group: Group, device: torch.device) -> dict[str, dict[str, Any]]:
+    """Each model below `models` -> what `run` finds; in float32, or in bfloat16 if it says so."""
     found = {}
     for folder in sorted(path for path in models.iterdir() if path.is_dir()):
         settings = EngineConfig(model=str(folder))
@@ -56,18 +56,22 @@ def run_all(models: Path, group: Group) -> dict[str, dict[str, Any]]:
         config = read_model_config(source)
         if config.num_heads % group.size:
             continue
+        dtype = torch.bfloat16 if folder.name.endswith("bfloat16") else torch.float32
         model = load_model(
-            source, config, settings, ops=select_ops("cpu"), device=torch.device("cpu"),
-            dtype=torch.float32, progress=lambda _: None, group=group,
+            source, config, settings, ops=select_ops(device.type), device=device, dtype=dtype,
+            progress=lambda _: None, group=group,
         )  # fmt: skip
-        found[folder.name] = run(model, group, config.vocab_size)
+        rows = Rows(
+            Gathered(model, group, config.vocab_size),  # type: ignore[arg-type]
+            len(LENGTHS), dtype, str(device), max_blocks=8,
+        )  # fmt: skip
+        found[folder.name] = run(rows, group, config.vocab_size)
     return found
 
 
-def run(model: CausalLM, group: Group, vocab_size: int) -> dict[str, Any]:
+def run(rows: Rows, group: Group, vocab_size: int) -> dict[str, Any]:
     """Prompts in chunks, then greedy answers; at every step also what a temperature would draw."""
-    seen = Seen(model, group, vocab_size)
-    rows = Rows(seen, len(LENGTHS), max_blocks=8)  # type: ignore[arg-type]
+    model: Any = rows.model
     generator = torch.Generator().manual_seed(1)
     prompts = [torch.randint(0, vocab_size, (n,), generator=generator).tolist() for n in LENGTHS]
     logits: list[Tensor] = rows.step([prompts[0][:10], prompts[1], prompts[2][:1]])
@@ -75,15 +79,15 @@ def run(model: CausalLM, group: Group, vocab_size: int) -> dict[str, Any]:
     tokens: list[list[int]] = []
     drawn: list[list[int]] = []
     chunks = [[7], [vocab_size - 1], [0]]
+    first_id = model.shard.first_id
     for step in range(DECODE_STEPS):
         logits += rows.step(chunks)
-        first_id = model.shard.first_id
-        tokens.append(winners(group, best(seen.own, first_id)).tolist())
-        drawn.append(winners(group, best(noisy(seen.own, first_id, step), first_id)).tolist())
+        tokens.append(winners(group, best(model.own, first_id)).tolist())
+        drawn.append(winners(group, best(noisy(model.own, first_id, step), first_id)).tolist())
         chunks = [[token] for token in tokens[-1]]
     return {
-        "logits": torch.cat(logits), "tokens": tokens, "drawn": drawn, "residual": seen.residual,
-        "own": seen.own.shape[1],
+        "logits": torch.cat(logits), "tokens": tokens, "drawn": drawn,
+        "residual": model.residual.cpu(), "own": model.own.shape[1],
     }  # fmt: skip
 
 
@@ -91,19 +95,51 @@ def noisy(logits: Tensor, first_id: int, step: int) -> Tensor:
     """What a draw with temperature takes the best of; the noise is of ids in the whole
     vocabulary.
     """
-    ids = torch.arange(first_id, first_id + logits.shape[1], dtype=torch.int32)
-    seeds = torch.arange(len(logits))
-    return logits / TEMPERATURE + gumbel_noise(seeds, torch.full_like(seeds, step), ids)
+    columns, device = logits.shape[1], logits.device
+    ids = torch.arange(first_id, first_id + columns, dtype=torch.int32, device=device)
+    seeds = torch.arange(len(logits), device=device)
+    return logits.float() / TEMPERATURE + gumbel_noise(seeds, torch.full_like(seeds, step), ids)
+
+
+def check_graph(group: Group, device: torch.device) -> None:
+    """Collectives captured in a CUDA graph do on a replay what they do without one."""
+    ones = torch.ones(4, 8, device=device)
+    partial, residual, column = ones.bfloat16(), ones.clone(), ones[:, :1].clone()
+
+    def collect() -> Tensor:
+        group.add_sum_(residual, partial)
+        group.all_reduce_(column)
+        return group.all_gather(column)
+
+    collect()  # connects the ranks, which cannot be captured
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        gathered = collect()
+    total = sum(range(1, group.size + 1))
+    for factor in (1, 3):
+        mine = factor * (group.rank + 1)
+        partial.fill_(mine)
+        column.fill_(mine)
+        residual.fill_(0.5)
+        graph.replay()
+        assert torch.equal(residual, ones * (0.5 + factor * total))
+        assert torch.equal(gathered, ones[:, :1].expand(4, group.size) * factor * total)
 
 
 def main() -> None:
     # Late, as in an engine: one rank alone never imports torch.distributed.
     from octavo_server.distributed.torch_group import TorchGroup
 
-    rank, size, models, rendezvous = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3], sys.argv[4]
+    rank, size = int(sys.argv[1]), int(sys.argv[2])
+    models, rendezvous, kind = sys.argv[3:]
     torch.set_num_threads(1)
-    group = TorchGroup(rank, size, rendezvous, torch.device("cpu"), _TIMEOUT_SECONDS)
-    found = run_all(Path(models), group)
+    device = torch.device(kind, rank) if kind == "cuda" else torch.device(kind)
+    if kind == "cuda":
+        torch.cuda.set_device(device)
+    group = TorchGroup(rank, size, rendezvous, device, _TIMEOUT_SECONDS)
+    if kind == "cuda":
+        check_graph(group, device)
+    found = run_all(Path(models), group, device)
     torch.save(found, Path(models) / f"result-{size}-{rank}.pt")
     group.close()
 
