@@ -1,11 +1,12 @@
 """All-reduce between GPUs of one host, by bytes: NCCL and torch's kernels over peer memory.
 
-    PYTHONPATH=server:kernels:operator:. python3 benchmarks/kernels/all_reduce.py [--ranks 2] [--out F]
+    PYTHONPATH=server:kernels:operator:. python3 benchmarks/kernels/all_reduce.py [--out FILE]
 
 Microseconds of one bfloat16 sum inside a CUDA graph of 24, the slowest rank's median. "one shot":
-every rank reads all others' buffers, and the product was written into such a buffer; "copied": it is
-copied there first; "two shot": each sums its part, then they exchange those. "add" is what follows,
-`residual += sum` into float32. NVLink multicast is off: not every host has it. About 30 s.
+each rank reads all others' buffers, where the products were written; "copied": they are copied
+there first; "two shot": each sums its part, then they exchange those. "add" is what follows,
+`residual += sum` into float32. NVLink multicast is off: not every host has it. Needs two GPUs (or
+--ranks of them); about 30 s.
 """
 
 from __future__ import annotations
@@ -104,8 +105,10 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="JSON of what is printed")
     arguments = parser.parse_args()
     os.environ |= {
-        "NCCL_NVLS_ENABLE": "0", "TORCH_SYMM_MEM_DISABLE_MULTICAST": "1", "NVSHMEM_DISABLE_NVLS": "1",
-    }  # fmt: skip
+        "NCCL_NVLS_ENABLE": "0",
+        "TORCH_SYMM_MEM_DISABLE_MULTICAST": "1",
+        "NVSHMEM_DISABLE_NVLS": "1",
+    }
     with tempfile.TemporaryDirectory() as folder:
         processes.spawn(
             measure,
