@@ -29,6 +29,11 @@ COMMANDS: dict[str, Entry] = {
     "serve": Entry(
         "octavo_server.api.serve:command", "Serve a model over the OpenAI-compatible API.", "server"
     ),
+    "plan": Entry(
+        "octavo_server.plan_command:command",
+        "Say what a model needs of each GPU, and whether it fits.",
+        "server",
+    ),
     "compile-kernels": Entry(
         "octavo_server.rehearsal.command:command",
         "Compile a model's GPU kernels into a folder, without a GPU.",

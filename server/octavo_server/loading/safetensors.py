@@ -123,16 +123,25 @@ def _listed(file: Any, path: Path) -> list[StoredTensor]:
 
 
 def _starts(path: Path) -> dict[str, int]:
-    """Where each tensor begins in the file, in bytes. `safe_open` has checked the header.
-
-    Source: safetensors' format: its header's length (8 bytes, little-endian), the header (JSON with
-    offsets from its end), the tensors.
-    """
+    """Where each tensor begins in the file, in bytes. `safe_open` has checked the header."""
     with path.open("rb") as file:
+        end = 8 + int.from_bytes(file.read(8), "little")
+    return {name: end + int(entry["data_offsets"][0]) for name, entry in read_header(path).items()}
+
+
+def read_header(path: Path) -> dict[str, Any]:
+    """Each tensor's dtype, shape and offsets from the header's end. Raises CorruptModel.
+
+    Source: safetensors' format: its header's length (8 bytes, little-endian), the header (JSON),
+    the tensors.
+    """
+    with damage_in(str(path)), path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
+        if length > path.stat().st_size:
+            raise CorruptModel(f"{path} is damaged or incomplete (it is shorter than its header)")
         header: dict[str, Any] = json.loads(file.read(length))
-    header.pop("__metadata__", None)
-    return {name: 8 + length + int(entry["data_offsets"][0]) for name, entry in header.items()}
+        header.pop("__metadata__", None)
+        return header
 
 
 def _read(file: Any, name: str, path: Path, dtype: str) -> Tensor:
