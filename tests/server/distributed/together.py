@@ -40,28 +40,33 @@ def make_models(folder: Path) -> Path:
 
 
 def run_ranks(models: Path, size: int, device: str) -> list[Results]:
-    """One start of `size` processes for all models; what each rank found."""
+    """One start of `size` processes for all models; what each rank found.
+
+    The first that fails ends the others, which would wait for it.
+    """
     variables = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    ranks = [
-        subprocess.Popen(
-            [
+    variables |= {"PYTHONPATH": ":".join(sys.path), "OMP_NUM_THREADS": "1"}
+    ranks, logs = [], []
+    for rank in range(size):
+        logs.append(models / f"errors-{size}-{rank}")
+        with logs[-1].open("w") as log:
+            command = [
                 sys.executable, "-m", "tests.server.distributed.rank_process",
                 str(rank), str(size), str(models), f"file://{models}/meet-{size}", device,
-            ],
-            cwd=Path(__file__).parents[3],
-            env=variables | {"PYTHONPATH": ":".join(sys.path), "OMP_NUM_THREADS": "1"},
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(size)
-    ]  # fmt: skip
+            ]  # fmt: skip
+            root = Path(__file__).parents[3]
+            ranks.append(subprocess.Popen(command, cwd=root, env=variables, stderr=log))
     deadline = time.monotonic() + _SECONDS
     try:
-        for rank in ranks:
-            _, errors = rank.communicate(timeout=max(0.0, deadline - time.monotonic()))
-            assert rank.returncode == 0, errors
+        while None in (codes := [rank.poll() for rank in ranks]):
+            if any(codes) or time.monotonic() > deadline:
+                break
+            time.sleep(0.05)
     finally:
         for rank in ranks:
             rank.kill()
             rank.wait()
+    wrong = [log.read_text() for code, log in zip(codes, logs, strict=True) if code]
+    assert not wrong, wrong[0]
+    assert codes == [0] * size, f"not done after {_SECONDS} s: {codes}"
     return [torch.load(models / f"result-{size}-{rank}.pt") for rank in range(size)]
