@@ -14,7 +14,13 @@ the others, and few rows need them.
 from __future__ import annotations
 
 from .gumbel import gumbel_log2
-from .language import gdc_launch_dependents, gdc_wait, jit, tl
+from .language import Variant, cdiv, gdc_launch_dependents, gdc_wait, jit, next_power_of_2, tl
+from .scan import COMPILED_FOR
+
+# Vocabulary entries per step of a program: 8 a thread over 8 warps.
+BLOCK = 2048
+# Programs that are on the GPU at a time: 4 on each of 132 multiprocessors.
+PROGRAMS = 528
 
 
 @jit
@@ -24,9 +30,13 @@ def look_above(row, begin, end, bound, floor, best, scale, seed, position, BLOCK
     mass = tl.zeros([BLOCK], tl.float32)
     best_score = tl.full([BLOCK], float("-inf"), tl.float32)
     best_id = tl.full([BLOCK], 0x7FFFFFFF, tl.int32)
+    ids = begin + tl.arange(0, BLOCK)
+    following = tl.load(row + ids, mask=ids < end, other=float("-inf"))
     for first in range(begin, end, BLOCK):
         ids = first + tl.arange(0, BLOCK)
-        x = tl.load(row + ids, mask=ids < end, other=float("-inf")).to(tl.float32)
+        x = following.to(tl.float32)
+        # One step ahead: the last programs of a step are alone with the L2's latency.
+        following = tl.load(row + ids + BLOCK, mask=ids + BLOCK < end, other=float("-inf"))
         above = x > bound  # NaN is not
         mass += tl.where(above, tl.exp2((x - best) * scale), 0.0)
         score = x * scale + gumbel_log2(seed, position, ids)
@@ -46,11 +56,12 @@ def settle_kernel(
     floors,  # float32 [n]: lowest logit min-p allows
     row_bests,  # float32 [n]: the row's best logit, which masses are relative to
     arrived,  # int32 [n], zero
-    above,  # float32 [2, n, chunks]: scratch for masses and scores
-    above_ids,  # int32 [n, chunks]: scratch
+    scales,  # float32 [n]: log2(e) / temperature
+    masses,  # float32 [n, chunks]: scratch, as are the next two
+    scores,  # float32
+    score_ids,  # int32
     logits,  # [n, vocab]
     rows,  # int32 [n]
-    scales,  # float32 [n]: log2(e) / temperature
     seeds,  # int64 [max_rows + 1]
     positions,  # int64 or int32 [n]
     vocab,
@@ -81,19 +92,18 @@ def settle_kernel(
         mass, score, winner = look_above(
             row, begin, end, bound, floor, best, scale, seed, position, BLOCK
         )
-        scores = above + tl.num_programs(0).to(tl.int64) * chunks
         place = index * chunks + tl.program_id(1)
-        tl.store(above + place, mass)
+        tl.store(masses + place, mass)
         tl.store(scores + place, score)
-        tl.store(above_ids + place, winner)
+        tl.store(score_ids + place, winner)
         tl.debug_barrier()  # all three are written before this program counts as arrived
         if tl.atomic_add(arrived + index, 1, sem="acq_rel") == chunks - 1:
             chunk = tl.arange(0, CHUNKS)
             place_of = index * chunks + chunk
             here = chunk < chunks
-            mass = tl.sum(tl.load(above + place_of, mask=here, other=0.0), 0)
+            mass = tl.sum(tl.load(masses + place_of, mask=here, other=0.0), 0)
             score_of = tl.load(scores + place_of, mask=here, other=float("-inf"))
-            id_of = tl.load(above_ids + place_of, mask=here, other=0x7FFFFFFF)
+            id_of = tl.load(score_ids + place_of, mask=here, other=0x7FFFFFFF)
             score = tl.max(score_of, 0)
             winner = tl.min(tl.where(score_of == score, id_of, 0x7FFFFFFF), 0)
             answer = vocab  # none but the first try
@@ -107,3 +117,34 @@ def settle_kernel(
             if answer < vocab:
                 tl.store(out + index, answer.to(tl.int64))
                 tl.store(last_tokens + owner, answer.to(tl.int64))
+
+
+# What finish_kernel leaves for each row: Triton's types of the arguments.
+LEFT = {
+    "targets": "*fp32", "floors": "*fp32", "row_bests": "*fp32", "arrived": "*i32",
+    "scales": "*fp32",
+}  # fmt: skip
+
+
+def variants() -> list[Variant]:
+    return [
+        Variant(
+            name=f"sample settle {dtype} of {vocab}",
+            kernel=settle_kernel,
+            signature={
+                "out": "*i64", "last_tokens": "*i64", **LEFT, "masses": "*fp32", "scores": "*fp32",
+                "score_ids": "*i32", "logits": f"*{dtype}", "rows": "*i32", "seeds": "*i64",
+                "positions": "*i64", "vocab": "i32", "chunks": "i32", "tiles": "i32",
+                "stride_row": "i64",
+            },
+            constants={
+                "CHUNKS": next_power_of_2(cdiv(vocab, BLOCK)), "BLOCK": BLOCK, "PDL": False,
+            },
+            divisible=(
+                *("out", "last_tokens", *LEFT, "masses", "scores", "score_ids", "logits"),
+                *(("vocab", "stride_row") if vocab % 16 == 0 else ()),
+            ),
+            warps=8,
+        )
+        for dtype, vocab in COMPILED_FOR
+    ]  # fmt: skip

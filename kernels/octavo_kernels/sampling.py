@@ -35,8 +35,13 @@ from .language import (
     next_power_of_2,
     tl,
 )
-from .nucleus import look_above, settle_kernel
+from .nucleus import BLOCK as SETTLE_BLOCK
+from .nucleus import LEFT, look_above, settle_kernel
+from .nucleus import PROGRAMS as SETTLE_PROGRAMS
 from .ops import SamplingRows
+from .scan import ASKED, COMPILED_FOR, GROUP, PARTIAL, scan_kernel, shares
+from .scan import BLOCK as SCAN_BLOCK
+from .scan import PROGRAMS as SCAN_PROGRAMS
 from .thresholds import cutoff_of, load_logits, mass_of, raise_among, raise_threshold
 
 # Lowest finite float32: a threshold there keeps every id but those at -inf.
@@ -44,109 +49,15 @@ _LOWEST = torch.finfo(torch.float32).min
 # Best candidates looked at before a whole row is sorted for top-p (CPU).
 _FIRST_CANDIDATES = 1024
 
-# Vocabulary entries per step of a program: 16 a thread over 4 warps (scan), 8 over 16 (finish), 16
-# over 8 (settle).
-_BLOCK = 2048
-_FINISH_BLOCK = 4096
-_SETTLE_BLOCK = 4096
-# Programs that fill the GPU: 8 of 4 warps on each of 132 multiprocessors. More rows than that
-# share out get longer chunks rather than more programs.
-_PROGRAMS = 1056
-# Logits whose peak is kept, and how many groups are looked at closely: 128 x 64 candidates are 16
-# registers of a thread of the finishing program, and hold any top-k to 128 whatever the order.
-_GROUP = 64
+# Vocabulary entries per step of the finishing program: 8 a thread over 16 warps.
+_BLOCK = 4096
+# Groups of logits looked at closely: 128 x 64 candidates are 16 registers of a thread of the
+# finishing program, and hold any top-k to 128 whatever the order.
 _CANDIDATE_GROUPS = 128
 # Distance of neighbours in float32's bits: logits of 16 bits are searched in fewer steps.
 _STEPS = {torch.float32: 1, torch.float16: 1 << 13, torch.bfloat16: 1 << 16}
 # Temperatures below count as this, which still draws among equals: their inverse is no infinity.
 _COLDEST = 1e-5
-
-
-@jit
-def scan_kernel(
-    scores,  # float32 [n, chunks], written but for rows with top-k: best score
-    score_ids,  # int32 [n, chunks], likewise: whose it is, the lowest of equals
-    bests,  # float32 [n, chunks], written for rows with filters: best logit
-    masses,  # float32 [n, chunks], likewise: sum of exp((x - best) / t)
-    peaks,  # float32 [n, groups], likewise
-    logits,  # [n, vocab]
-    rows,  # int32 [n]
-    temperatures,  # float32 [max_rows + 1], as are the next five
-    top_ks,  # int32
-    top_ps,  # float32
-    min_ps,  # float32
-    seeds,  # int64
-    positions,  # int64 or int32 [n]
-    vocab,
-    chunks,
-    groups,
-    tiles,  # of BLOCK logits, in a chunk
-    stride_row: tl.int64,
-    BLOCK: tl.constexpr,
-    GROUP: tl.constexpr,
-    PDL: tl.constexpr,
-):
-    """Program (row, chunk of its vocabulary)."""
-    if PDL:
-        gdc_launch_dependents()
-        gdc_wait()
-    index = tl.program_id(0).to(tl.int64)
-    chunk = tl.program_id(1)
-    owner = tl.load(rows + index)
-    temperature = tl.load(temperatures + owner)
-    k = tl.load(top_ks + owner)
-    has_k = (k > 0) & (k < vocab)
-    asks = has_k | (tl.load(top_ps + owner) < 1.0) | (tl.load(min_ps + owner) > 0.0)
-    asks = asks & (temperature != 0.0)
-    scale = 1.4426950408889634 / tl.maximum(temperature, 1e-5)  # as _COLDEST
-    seed = tl.load(seeds + owner)
-    position = tl.load(positions + index).to(tl.int64)
-    row = logits + index * stride_row
-    begin = chunk * tiles * BLOCK
-    end = tl.minimum(begin + tiles * BLOCK, vocab)
-    place = index * chunks + chunk
-    if asks:
-        # By fours: one step of a running maximum and its rescaling for four logits.
-        best_logit = tl.full([BLOCK // 4], float("-inf"), tl.float32)
-        mass = tl.zeros([BLOCK // 4], tl.float32)
-        for first in range(begin, end, BLOCK):
-            ids = first + tl.arange(0, BLOCK)
-            x = load_logits(row, ids, ids < end)
-            group = first // GROUP + tl.arange(0, BLOCK // GROUP)
-            peak = tl.max(tl.reshape(x, [BLOCK // GROUP, GROUP]), 1)
-            tl.store(peaks + index * groups + group, peak, mask=group < groups)
-            fours = tl.reshape(x, [BLOCK // 4, 4])
-            better = tl.maximum(best_logit, tl.max(fours, 1))
-            base = tl.where(better == float("-inf"), 0.0, better)
-            mass = mass * tl.exp2((best_logit - base) * scale)
-            mass += tl.sum(tl.exp2((fours - base[:, None]) * scale), 1)
-            best_logit = better
-        best = tl.max(best_logit, 0)
-        base = tl.where(best == float("-inf"), 0.0, best)
-        tl.store(bests + place, best)
-        tl.store(masses + place, tl.sum(mass * tl.exp2((best_logit - base) * scale), 0))
-    if not (asks & has_k):
-        best_score = tl.full([BLOCK], float("-inf"), tl.float32)
-        best_id = tl.zeros([BLOCK], tl.int32)
-        if temperature != 0.0:
-            for first in range(begin, end, BLOCK):
-                ids = first + tl.arange(0, BLOCK)
-                x = tl.load(row + ids, mask=ids < end, other=float("-inf")).to(tl.float32)
-                score = x * scale + gumbel_log2(seed, position, ids)
-                better = score > best_score  # NaN is not
-                best_score = tl.where(better, score, best_score)
-                best_id = tl.where(better, ids, best_id)
-        else:
-            for first in range(begin, end, BLOCK):
-                ids = first + tl.arange(0, BLOCK)
-                x = tl.load(row + ids, mask=ids < end, other=float("-inf")).to(tl.float32)
-                better = x > best_score
-                best_score = tl.where(better, x, best_score)
-                best_id = tl.where(better, ids, best_id)
-        top = tl.max(best_score, 0)
-        tl.store(scores + place, top)
-        lowest = tl.min(tl.where(best_score == top, best_id, 0x7FFFFFFF), 0)
-        tl.store(score_ids + place, lowest)
 
 
 @jit
@@ -294,22 +205,22 @@ def sample_triton(logits: Tensor, rows: Tensor, positions: Tensor, state: Sampli
     if count == 0:
         return out
     assert logits.stride(1) == 1
-    blocks = cdiv(vocab, _BLOCK)
-    tiles = cdiv(blocks * count, _PROGRAMS)
-    chunks = cdiv(blocks, tiles)
-    groups = cdiv(vocab, _GROUP)
+    chunks, tiles = shares(count, vocab, SCAN_BLOCK, SCAN_PROGRAMS)
+    groups = cdiv(vocab, GROUP)
 
-    def floats(*shape: int) -> Tensor:
-        return torch.empty(shape, dtype=torch.float32, device=device)
-
-    def ints(*shape: int) -> Tensor:
-        return torch.empty(shape, dtype=torch.int32, device=device)
+    def scratch(parts: int, size: int, dtype: torch.dtype) -> tuple[Tensor, ...]:
+        # Multiples of 16 bytes, whatever the rows: Triton compiles again for other alignments.
+        return torch.empty(parts, cdiv(size, 4) * 4, dtype=dtype, device=device).unbind()
 
     # What the first launch leaves for the second, and that for the third.
-    found = floats(3, count, chunks)
-    partial = (found[0], ints(count, chunks), found[1], found[2], floats(count, groups))
-    left = floats(4, count)
-    asks = (left[0], left[1], left[2], ints(count))
+    scores, bests, masses = scratch(3, count * chunks, torch.float32)
+    (score_ids,) = scratch(1, count * chunks, torch.int32)
+    (peaks,) = scratch(1, count * groups, torch.float32)
+    partial = (scores, score_ids, bests, masses, peaks)
+    targets, floors, row_bests, scales = scratch(4, count, torch.float32)
+    (arrived,) = scratch(1, count, torch.int32)
+    (candidates,) = scratch(1, count * _CANDIDATE_GROUPS, torch.int32)
+    left = (targets, floors, row_bests, arrived, scales)
     asked = (
         logits, rows, state.temperature, state.top_k, state.top_p, state.min_p, state.seeds,
         positions,
@@ -317,88 +228,52 @@ def sample_triton(logits: Tensor, rows: Tensor, positions: Tensor, state: Sampli
     options = launch_options(device.index)
     scan_kernel[(count, chunks)](
         *partial, *asked, vocab, chunks, groups, tiles, logits.stride(0),
-        BLOCK=_BLOCK, GROUP=_GROUP, num_warps=4, **options,
+        BLOCK=SCAN_BLOCK, GROUP=GROUP, num_warps=4, **options,
     )  # fmt: skip
     finish_kernel[(count,)](
-        out, state.last_tokens, *asks, left[3], ints(count, _CANDIDATE_GROUPS), *partial, *asked,
+        out, state.last_tokens, *left, candidates, *partial, *asked,
         vocab, chunks, groups, logits.stride(0),
-        CHUNKS=next_power_of_2(blocks), GROUPS=next_power_of_2(groups), GROUP=_GROUP,
-        CANDIDATES=_CANDIDATE_GROUPS, BLOCK=_FINISH_BLOCK, STEP=_STEPS[logits.dtype],
+        CHUNKS=next_power_of_2(cdiv(vocab, SCAN_BLOCK)), GROUPS=next_power_of_2(groups),
+        GROUP=GROUP, CANDIDATES=_CANDIDATE_GROUPS, BLOCK=_BLOCK, STEP=_STEPS[logits.dtype],
         num_warps=16, **options,
     )  # fmt: skip
-    blocks = cdiv(vocab, _SETTLE_BLOCK)
-    tiles = cdiv(blocks * count, _PROGRAMS // 2)
-    chunks = cdiv(blocks, tiles)
+    chunks, tiles = shares(count, vocab, SETTLE_BLOCK, SETTLE_PROGRAMS)
+    masses, scores = scratch(2, count * chunks, torch.float32)
+    (score_ids,) = scratch(1, count * chunks, torch.int32)
     settle_kernel[(count, chunks)](
-        out, state.last_tokens, *asks, floats(2, count, chunks), ints(count, chunks),
-        logits, rows, left[3], state.seeds, positions, vocab, chunks, tiles, logits.stride(0),
-        CHUNKS=next_power_of_2(blocks), BLOCK=_SETTLE_BLOCK, num_warps=8, **options,
+        out, state.last_tokens, *left, masses, scores, score_ids, logits, rows, state.seeds,
+        positions, vocab, chunks, tiles, logits.stride(0),
+        CHUNKS=next_power_of_2(cdiv(vocab, SETTLE_BLOCK)), BLOCK=SETTLE_BLOCK,
+        num_warps=8, **options,
     )  # fmt: skip
     return out
 
 
 def variants() -> list[Variant]:
-    asked = {
-        "rows": "*i32", "temperatures": "*fp32", "top_ks": "*i32", "top_ps": "*fp32",
-        "min_ps": "*fp32", "seeds": "*i64", "positions": "*i64", "vocab": "i32", "chunks": "i32",
-        "groups": "i32", "stride_row": "i64",
+    ends = {
+        "out": "*i64", "last_tokens": "*i64", **LEFT, "candidates": "*i32", **PARTIAL,
     }  # fmt: skip
-    partial = {
-        "scores": "*fp32", "score_ids": "*i32", "bests": "*fp32", "masses": "*fp32",
-        "peaks": "*fp32",
-    }  # fmt: skip
-    asks = {"targets": "*fp32", "floors": "*fp32", "arrived": "*i32", "scales": "*fp32"}
-    ends = {"out": "*i64", "last_tokens": "*i64", **asks}
-    found = []
-    for dtype, vocab in (("bf16", 151_936), ("fp16", 50_257), ("fp32", 128_256)):
-        even = ("vocab", "stride_row") if vocab % 16 == 0 else ()
-        common = {**partial, "logits": f"*{dtype}", **asked}
-        steps = {
-            TRITON_NAMES[str(key).removeprefix("torch.")]: step for key, step in _STEPS.items()
-        }
-        found.append(
-            Variant(
-                name=f"sample scan {dtype} of {vocab}",
-                kernel=scan_kernel,
-                signature={**common, "tiles": "i32"},
-                constants={"BLOCK": _BLOCK, "GROUP": _GROUP, "PDL": False},
-                divisible=("scores", "score_ids", "peaks", "logits", *even),
-            )
+    steps = {str(dtype).removeprefix("torch."): step for dtype, step in _STEPS.items()}
+    steps = {TRITON_NAMES[name]: step for name, step in steps.items()}
+    return [
+        Variant(
+            name=f"sample finish {dtype} of {vocab}",
+            kernel=finish_kernel,
+            signature={**ends, "logits": f"*{dtype}", **ASKED},
+            constants={
+                "CHUNKS": next_power_of_2(cdiv(vocab, SCAN_BLOCK)),
+                "GROUPS": next_power_of_2(cdiv(vocab, GROUP)),
+                "GROUP": GROUP, "CANDIDATES": _CANDIDATE_GROUPS, "BLOCK": _BLOCK,
+                "STEP": steps[dtype], "PDL": False,
+            },
+            divisible=(
+                *("out", "last_tokens", *LEFT, "candidates", *PARTIAL, "logits"),
+                *(("vocab", "stride_row") if vocab % 16 == 0 else ()),
+            ),
+            warps=16,
         )
-        found.append(
-            Variant(
-                name=f"sample finish {dtype} of {vocab}",
-                kernel=finish_kernel,
-                signature={**ends, "row_bests": "*fp32", "candidates": "*i32", **common},
-                constants={
-                    "CHUNKS": next_power_of_2(cdiv(vocab, _BLOCK)),
-                    "GROUPS": next_power_of_2(cdiv(vocab, _GROUP)),
-                    "GROUP": _GROUP, "CANDIDATES": _CANDIDATE_GROUPS, "BLOCK": _FINISH_BLOCK,
-                    "STEP": steps[dtype], "PDL": False,
-                },
-                divisible=("out", "last_tokens", "candidates", "peaks", "logits", *even),
-                warps=16,
-            )
-        )  # fmt: skip
-        settled = {name: common[name] for name in ("logits", "rows", "seeds", "positions")}
-        sizes = {"vocab": "i32", "chunks": "i32", "tiles": "i32", "stride_row": "i64"}
-        found.append(
-            Variant(
-                name=f"sample settle {dtype} of {vocab}",
-                kernel=settle_kernel,
-                signature={
-                    **ends, "row_bests": "*fp32", "above": "*fp32", "above_ids": "*i32",
-                    **settled, **sizes,
-                },
-                constants={
-                    "CHUNKS": next_power_of_2(cdiv(vocab, _SETTLE_BLOCK)), "BLOCK": _SETTLE_BLOCK,
-                    "PDL": False,
-                },
-                divisible=("out", "last_tokens", "above", "above_ids", "logits", *even),
-                warps=8,
-            )
-        )  # fmt: skip
-    return found
+        for dtype, vocab in COMPILED_FOR
+    ]  # fmt: skip
 
 
 def sample_torch(logits: Tensor, rows: Tensor, positions: Tensor, state: SamplingRows) -> Tensor:
