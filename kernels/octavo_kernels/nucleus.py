@@ -52,7 +52,7 @@ def look_above(row, begin, end, bound, floor, best, scale, seed, position, BLOCK
 def settle_kernel(
     out,  # int64 [n]: the first try, overwritten if another succeeds
     last_tokens,  # int64 [max_rows + 1], as is out, at rows
-    targets,  # float32 [n]: mass that must not lie above the answer; 0: the row is done
+    targets,  # float32 [n]: mass that must not lie above the answer, inf without top-p; 0: done
     floors,  # float32 [n]: lowest logit min-p allows
     row_bests,  # float32 [n]: the row's best logit, which masses are relative to
     arrived,  # int32 [n], zero
@@ -107,13 +107,17 @@ def settle_kernel(
             score = tl.max(score_of, 0)
             winner = tl.min(tl.where(score_of == score, id_of, 0x7FFFFFFF), 0)
             answer = vocab  # none but the first try
-            # `winner` is none only if nothing is above the bound, and then mass is 0.
-            while ((mass >= target) | (bound < floor)) & (winner < vocab):
+            again = (mass >= target) | (bound < floor)
+            # `winner` is none only if nothing above the bound reaches the floor.
+            while again & (winner < vocab):
                 answer = winner
-                bound = tl.load(row + winner).to(tl.float32)
-                mass, score, winner = look_above(
-                    row, 0, vocab, bound, floor, best, scale, seed, position, BLOCK
-                )
+                again = target < float("inf")
+                if again:
+                    bound = tl.load(row + winner).to(tl.float32)
+                    mass, score, winner = look_above(
+                        row, 0, vocab, bound, floor, best, scale, seed, position, BLOCK
+                    )
+                    again = mass >= target
             if answer < vocab:
                 tl.store(out + index, answer.to(tl.int64))
                 tl.store(last_tokens + owner, answer.to(tl.int64))

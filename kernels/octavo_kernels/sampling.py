@@ -184,7 +184,7 @@ def finish_kernel(
                     row, 0, vocab, lowest, threshold, base, scale, seed, position, BLOCK
                 )
             else:
-                wide = True
+                wide = (p < 1.0) | (tl.load(row + winner).to(tl.float32) < floor)
         tl.store(scales + index, scale)
         tl.store(floors + index, floor)
         tl.store(row_bests + index, base)
