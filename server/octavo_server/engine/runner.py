@@ -16,10 +16,12 @@ from octavo_kernels.ops import AttentionBatch, Ops
 from octavo_kernels.step_inputs import HEADER, StepBuffers
 from octavo_kernels.tiles import FEW_SEQUENCES, SHORT_CONTEXT
 from octavo_server.engine.graphs import Graphs, row_buckets, smallest, token_buckets
+from octavo_server.engine.memory import shortage_in
 from octavo_server.engine.messages import TokenLogprobs
 from octavo_server.engine.rows import Rows, packet_size
 from octavo_server.engine.sampler import Judgement, Sampler
 from octavo_server.engine.step import Sampled, Step
+from octavo_server.errors import StepOutOfMemory
 from octavo_server.models.causal_lm import Batch, CausalLM
 
 MIXED_SEQUENCES = 64
@@ -126,9 +128,24 @@ class Runner:
             self._replay(graphs, *key, replay=False)
         return len(wanted)
 
-    @torch.inference_mode()
     def launch(self, step: Step) -> Launched:
-        """Apply the difference, start the model and the draw, start the way back."""
+        """Apply the difference, start the model and the draw, start the way back.
+
+        Raises `StepOutOfMemory` where the device has too little left for the step.
+        """
+        try:
+            return self._launch(step)
+        except (RuntimeError, MemoryError) as error:
+            if (shortage := shortage_in(error)) is None:
+                raise
+        # Out here the error is gone, and the step's tensors, which its traceback held, with it.
+        raise StepOutOfMemory(
+            f"the device ran out of memory at this request ({shortage}); the engine goes on: "
+            "send it again later or make it shorter"
+        )
+
+    @torch.inference_mode()
+    def _launch(self, step: Step) -> Launched:
         for row in step.freed_rows:
             self._sampler.free_row(row)
         sampled = [index for index, samples in enumerate(step.samples) if samples]
