@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 import torch
 from benchmarks.dequantise import dequantise
-from examples.demo import QUESTION
 from examples.fetch_demo_model import FOLDER, MEMBER
 from tests.server.test_greedy_equals_transformers import greedy_after
 
@@ -23,6 +22,7 @@ pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU; torch sees none"),
 ]
 
+QUESTION = "What is the capital of France?"  # as in examples/demo.py
 COMPARED = 10
 TIE = 0.3
 """Log probability by which bfloat16 may prefer another id than float32 does: its weights and
