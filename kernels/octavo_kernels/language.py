@@ -50,7 +50,12 @@ except ModuleNotFoundError:  # CPU-only installations
 
 if HAS_TRITON and not INTERPRETED:
     from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
+    from triton.language.extra.cuda.libdevice import fast_log2f as fast_log2  # lg2.approx
 else:
+
+    @jit
+    def fast_log2(x: Any) -> Any:
+        return tl.log2(x)
 
     @jit
     def gdc_wait() -> None:

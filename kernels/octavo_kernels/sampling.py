@@ -8,11 +8,12 @@ The draw is Gumbel-max: argmax(logit / temperature + g) has softmax's distributi
 independent Gumbel(0, 1). g is a hash of (seed, position, id) and nothing else, so a row's draw does
 not depend on the batch it is in, on the device, or on how often its step is replayed.
 
-On the GPU two launches: `scan_kernel` spreads each row's vocabulary over many programs, which leave
-the best score of their chunk; `finish_kernel`, one program a row, joins them. A row with filters
-leaves the peak of every group of 64 logits instead: the groups with the highest peaks hold all its
-best logits, and thresholds are searched among those. Only a row whose set is larger than that (a
-flat distribution under top-p, a top-k of thousands) is read again as a whole, 32 times a threshold.
+On the GPU three launches. `scan_kernel` spreads each row's vocabulary over many programs, which
+leave the best score of their chunk; `finish_kernel`, one program a row, joins them. A row with
+filters also leaves the peak of every group of 64 logits: the groups with the highest peaks hold all
+its best logits, and thresholds are searched among those. A nucleus that is larger than that (a flat
+distribution) is for `settle_kernel` (nucleus.py), which returns at once where there is none. Only a
+top-k that no candidates hold (hundreds) reads the row again as a whole, 16 to 32 times.
 """
 
 from __future__ import annotations
@@ -22,8 +23,9 @@ import math
 import torch
 from torch import Tensor
 
-from .gumbel import gumbel, gumbel_noise
+from .gumbel import gumbel_log2, gumbel_noise
 from .language import (
+    TRITON_NAMES,
     Variant,
     cdiv,
     gdc_launch_dependents,
@@ -33,7 +35,13 @@ from .language import (
     next_power_of_2,
     tl,
 )
+from .nucleus import BLOCK as SETTLE_BLOCK
+from .nucleus import LEFT, look_above, settle_kernel
+from .nucleus import PROGRAMS as SETTLE_PROGRAMS
 from .ops import SamplingRows
+from .scan import ASKED, COMPILED_FOR, GROUP, PARTIAL, scan_kernel, shares
+from .scan import BLOCK as SCAN_BLOCK
+from .scan import PROGRAMS as SCAN_PROGRAMS
 from .thresholds import cutoff_of, load_logits, mass_of, raise_among, raise_threshold
 
 # Lowest finite float32: a threshold there keeps every id but those at -inf.
@@ -41,98 +49,30 @@ _LOWEST = torch.finfo(torch.float32).min
 # Best candidates looked at before a whole row is sorted for top-p (CPU).
 _FIRST_CANDIDATES = 1024
 
-# Vocabulary entries per step of a program: 16 a thread over 4 warps (scan), 8 over 16 (finish).
-_BLOCK = 2048
-_FINISH_BLOCK = 4096
-# Programs that fill the GPU: 8 of 4 warps on each of 132 multiprocessors. More rows than that
-# share out get longer chunks rather than more programs.
-_PROGRAMS = 1056
-# Logits whose peak is kept, and how many groups are looked at closely: 128 x 64 candidates are 16
-# registers of a thread of the finishing program, and hold any top-k to 128 whatever the order.
-_GROUP = 64
+# Vocabulary entries per step of the finishing program: 8 a thread over 16 warps.
+_BLOCK = 4096
+# Groups of logits looked at closely: 128 x 64 candidates are 16 registers of a thread of the
+# finishing program, and hold any top-k to 128 whatever the order.
 _CANDIDATE_GROUPS = 128
-
-
-@jit
-def scan_kernel(
-    best_values,  # float32 [n, chunks], written: best score; the best logit of a row with filters
-    best_ids,  # int32 [n, chunks], written: whose it is, the lowest of equals
-    masses,  # float32 [n, chunks], written for rows with filters: sum of exp((x - best) / t)
-    peaks,  # float32 [n, groups], written for rows with filters
-    logits,  # [n, vocab]
-    rows,  # int32 [n]
-    temperatures,  # float32 [max_rows + 1], as are the next five
-    top_ks,  # int32
-    top_ps,  # float32
-    min_ps,  # float32
-    seeds,  # int64
-    positions,  # int64 or int32 [n]
-    vocab,
-    chunks,
-    groups,
-    tiles,  # of BLOCK logits, in a chunk
-    stride_row: tl.int64,
-    BLOCK: tl.constexpr,
-    GROUP: tl.constexpr,
-    PDL: tl.constexpr,
-):
-    """Program (row, chunk of its vocabulary)."""
-    if PDL:
-        gdc_launch_dependents()
-        gdc_wait()
-    index = tl.program_id(0).to(tl.int64)
-    chunk = tl.program_id(1)
-    owner = tl.load(rows + index)
-    temperature = tl.load(temperatures + owner)
-    k = tl.load(top_ks + owner)
-    asks = ((k > 0) & (k < vocab)) | (tl.load(top_ps + owner) < 1.0)
-    asks = (asks | (tl.load(min_ps + owner) > 0.0)) & (temperature != 0.0)
-    seed = tl.load(seeds + owner)
-    position = tl.load(positions + index).to(tl.int64)
-    row = logits + index * stride_row
-    begin = chunk * tiles * BLOCK
-    place = index * chunks + chunk
-    best_value = tl.full([BLOCK], float("-inf"), tl.float32)
-    if asks:
-        mass = tl.zeros([BLOCK], tl.float32)  # per lane, relative to the lane's best
-        for tile in range(tiles):
-            ids = begin + tile * BLOCK + tl.arange(0, BLOCK)
-            x = load_logits(row, ids, ids < vocab)
-            group = (begin + tile * BLOCK) // GROUP + tl.arange(0, BLOCK // GROUP)
-            peak = tl.max(tl.reshape(x, [BLOCK // GROUP, GROUP]), 1)
-            tl.store(peaks + index * groups + group, peak, mask=group < groups)
-            better = tl.maximum(best_value, x)
-            base = tl.where(better == float("-inf"), 0.0, better)
-            mass = mass * tl.exp((best_value - base) / temperature)
-            mass += tl.exp((x - base) / temperature)
-            best_value = better
-        best = tl.max(best_value, 0)
-        base = tl.where(best == float("-inf"), 0.0, best)
-        tl.store(best_values + place, best)
-        tl.store(masses + place, tl.sum(mass * tl.exp((best_value - base) / temperature), 0))
-    else:
-        best_id = tl.zeros([BLOCK], tl.int32)
-        for tile in range(tiles):
-            ids = begin + tile * BLOCK + tl.arange(0, BLOCK)
-            score = load_logits(row, ids, ids < vocab)
-            if temperature != 0.0:
-                score = score / temperature + gumbel(seed, position, ids)
-            better = score > best_value
-            best_value = tl.where(better, score, best_value)
-            best_id = tl.where(better, ids, best_id)
-        best = tl.max(best_value, 0)
-        tl.store(best_values + place, best)
-        lowest = tl.min(tl.where(best_value == best, best_id, 0x7FFFFFFF), 0)
-        tl.store(best_ids + place, lowest)
+# Distance of neighbours in float32's bits: logits of 16 bits are searched in fewer steps.
+_STEPS = {torch.float32: 1, torch.float16: 1 << 13, torch.bfloat16: 1 << 16}
+# Temperatures below count as this, which still draws among equals: their inverse is no infinity.
+_COLDEST = 1e-5
 
 
 @jit
 def finish_kernel(
     out,  # int64 [n]
     last_tokens,  # int64 [max_rows + 1], written at rows
+    targets,  # float32 [n], written, as are the next four: what settle_kernel is asked
+    floors,  # float32 [n]
+    row_bests,  # float32 [n]
+    arrived,  # int32 [n]
+    scales,  # float32 [n]
     candidates,  # int32 [n, CANDIDATES]: scratch for the numbers of a row's best groups
-    best_values,  # what scan_kernel left
-    best_ids,
+    scores,  # what scan_kernel left
+    score_ids,
+    bests,
     masses,
     peaks,
     logits,
@@ -152,6 +92,7 @@ def finish_kernel(
     GROUP: tl.constexpr,
     CANDIDATES: tl.constexpr,  # groups looked at closely
     BLOCK: tl.constexpr,
+    STEP: tl.constexpr,  # of the logits' dtype: see thresholds.py
     PDL: tl.constexpr,
 ):
     """One row a program."""
@@ -165,80 +106,94 @@ def finish_kernel(
     p = tl.load(top_ps + owner)
     min_p = tl.load(min_ps + owner)
     chunk = tl.arange(0, CHUNKS)
-    values = tl.load(best_values + index * chunks + chunk, mask=chunk < chunks, other=float("-inf"))
-    best = tl.max(values, 0)
+    place = index * chunks + chunk
+    here = chunk < chunks
     has_k = (k > 0) & (k < vocab)
     asks = (has_k | (p < 1.0) | (min_p > 0.0)) & (temperature != 0.0)
-    if not asks:
-        best_id = tl.load(best_ids + index * chunks + chunk, mask=chunk < chunks, other=0x7FFFFFFF)
-        winner = tl.min(tl.where(values == best, best_id, 0x7FFFFFFF), 0)
-    else:
+    wide = p != p  # False, so far
+    winner = tl.full([], 0x7FFFFFFF, tl.int32)
+    if not (asks & has_k):
+        first_try = tl.load(scores + place, mask=here, other=float("-inf"))
+        tried = tl.load(score_ids + place, mask=here, other=0x7FFFFFFF)
+        winner = tl.min(tl.where(first_try == tl.max(first_try, 0), tried, 0x7FFFFFFF), 0)
+    if asks:
+        scale = 1.4426950408889634 / tl.maximum(temperature, 1e-5)  # as _COLDEST
         row = logits + index * stride_row
+        values = tl.load(bests + place, mask=here, other=float("-inf"))
+        best = tl.max(values, 0)
+        base = tl.where(best == float("-inf"), 0.0, best)
+        mass = tl.load(masses + place, mask=here, other=0.0)
+        total = tl.sum(mass * tl.exp2((values - base) * scale), 0)
         group = tl.arange(0, GROUPS)
         peak = tl.load(peaks + index * groups + group, mask=group < groups, other=float("-inf"))
-        cutoff = cutoff_of(peak, best, CANDIDATES)
-        chosen = peak >= cutoff
-        slot = tl.cumsum(chosen.to(tl.int32), 0) - 1
-        tl.store(candidates + index * CANDIDATES + slot, group, mask=chosen)
-        tl.debug_barrier()  # the list is read by other threads than wrote it
-        slots = tl.arange(0, CANDIDATES)
-        used = slots < tl.sum(chosen.to(tl.int32), 0)
-        picked = tl.load(candidates + index * CANDIDATES + slots, mask=used, other=0)
-        ids = picked[:, None] * GROUP + tl.arange(0, GROUP)[None, :]
-        x = load_logits(row, ids, used[:, None] & (ids < vocab))
-        x = tl.where(x >= cutoff, x, float("-inf"))  # now: every logit of the row >= cutoff
-        base = tl.where(best == float("-inf"), 0.0, best)
-        weights = tl.exp((x - base) / temperature)
-
         threshold = tl.full([], -3.4028234663852886e38, tl.float32)  # as _LOWEST
-        mass = tl.load(masses + index * chunks + chunk, mask=chunk < chunks, other=0.0)
-        total = tl.sum(mass * tl.exp((values - base) / temperature), 0)
-        if has_k:
-            target = k.to(tl.float32)
-            ones = tl.where(x >= cutoff, 1.0, 0.0)
-            if tl.sum(ones) >= target:
-                threshold = raise_among(x, ones, cutoff, target, best)
-            else:
-                threshold = raise_threshold(
-                    row, vocab, threshold, target, best, temperature, True, BLOCK
-                )
-            if p < 1.0:
-                if threshold >= cutoff:
-                    total = tl.sum(tl.where(x >= threshold, weights, 0.0))
-                else:
-                    total = mass_of(row, vocab, threshold, base, temperature, False, BLOCK)
-        if p < 1.0:
-            target = p * total
-            floor = tl.maximum(threshold, cutoff)
-            if tl.sum(tl.where(x >= floor, weights, 0.0)) >= target:
-                threshold = raise_among(x, weights, floor, target, best)
-            else:
-                threshold = raise_threshold(
-                    row, vocab, threshold, target, best, temperature, False, BLOCK
-                )
+        floor = threshold
         if min_p > 0.0:
-            threshold = tl.maximum(threshold, best + temperature * tl.log(min_p))
-
-        seed = tl.load(seeds + owner)
-        position = tl.load(positions + index).to(tl.int64)
-        if threshold >= cutoff:
-            noisy = x / temperature + gumbel(seed, position, ids)
-            score = tl.where(x >= threshold, noisy, float("-inf"))
-            top = tl.max(score)
-            winner = tl.min(tl.where(score == top, ids, 0x7FFFFFFF))
-        else:
-            best_value = tl.full([BLOCK], float("-inf"), tl.float32)
-            best_every = tl.zeros([BLOCK], tl.int32)
-            for begin in range(0, vocab, BLOCK):
-                every = begin + tl.arange(0, BLOCK)
-                y = load_logits(row, every, every < vocab)
-                noisy = y / temperature + gumbel(seed, position, every)
-                score_here = tl.where(y >= threshold, noisy, float("-inf"))
-                better = score_here > best_value
-                best_value = tl.where(better, score_here, best_value)
-                best_every = tl.where(better, every, best_every)
-            top = tl.max(best_value, 0)
-            winner = tl.min(tl.where(best_value == top, best_every, 0x7FFFFFFF), 0)
+            floor = tl.minimum(best + tl.log2(min_p) / scale, best)
+        if (not has_k) & (p < 1.0) & (min_p <= 0.0):
+            # A guess that costs one sum: will the candidates be enough? It decides who finds the
+            # answer, not which.
+            wide = tl.sum(tl.exp2((peak - base) * scale), 0) < p * total
+        if not wide:
+            cutoff = cutoff_of(peak, best, CANDIDATES, STEP)
+            chosen = peak >= cutoff
+            slot = tl.cumsum(chosen.to(tl.int32), 0) - 1
+            tl.store(candidates + index * CANDIDATES + slot, group, mask=chosen)
+            tl.debug_barrier()  # the list is read by other threads than wrote it
+            slots = tl.arange(0, CANDIDATES)
+            used = slots < tl.sum(chosen.to(tl.int32), 0)
+            picked = tl.load(candidates + index * CANDIDATES + slots, mask=used, other=0)
+            ids = picked[:, None] * GROUP + tl.arange(0, GROUP)[None, :]
+            x = load_logits(row, ids, used[:, None] & (ids < vocab))
+            x = tl.where(x >= cutoff, x, float("-inf"))  # now: every logit of the row >= cutoff
+            weights = tl.exp2((x - base) * scale)
+            if has_k:
+                target = k.to(tl.float32)
+                ones = tl.where(x >= cutoff, 1.0, 0.0)
+                if tl.sum(ones) >= target:
+                    threshold = raise_among(x, ones, cutoff, target, best, STEP)
+                else:
+                    threshold = raise_threshold(
+                        row, vocab, threshold, target, best, scale, True, BLOCK, STEP
+                    )
+                if p < 1.0:
+                    if threshold >= cutoff:
+                        total = tl.sum(tl.where(x >= threshold, weights, 0.0))
+                    else:
+                        total = mass_of(row, vocab, threshold, base, scale, False, BLOCK)
+            if p < 1.0:
+                target = p * total
+                among = tl.maximum(threshold, cutoff)
+                if tl.sum(tl.where(x >= among, weights, 0.0)) >= target:
+                    threshold = raise_among(x, weights, among, target, best, STEP)
+                elif has_k:
+                    threshold = raise_threshold(
+                        row, vocab, threshold, target, best, scale, False, BLOCK, STEP
+                    )
+            threshold = tl.maximum(threshold, floor)
+            seed = tl.load(seeds + owner)
+            position = tl.load(positions + index).to(tl.int64)
+            if threshold >= cutoff:
+                noisy = x * scale + gumbel_log2(seed, position, ids)
+                score = tl.where(x >= threshold, noisy, float("-inf"))
+                top = tl.max(score)
+                winner = tl.min(tl.where(score == top, ids, 0x7FFFFFFF))
+            elif has_k:
+                lowest = float("-inf")
+                _, _, winner = look_above(
+                    row, 0, vocab, lowest, threshold, base, scale, seed, position, BLOCK
+                )
+            else:
+                wide = (p < 1.0) | (tl.load(row + winner).to(tl.float32) < floor)
+        tl.store(scales + index, scale)
+        tl.store(floors + index, floor)
+        tl.store(row_bests + index, base)
+        target = tl.where(p < 1.0, tl.maximum(p * total, 1e-30), float("inf"))
+        tl.store(targets + index, tl.where(wide & (best > float("-inf")), target, 0.0))
+    else:
+        tl.store(targets + index, 0.0)
+    tl.store(arrived + index, 0)
+    winner = tl.minimum(winner, vocab - 1)  # none won: infinite logits. Any id, but an id.
     tl.store(out + index, winner.to(tl.int64))
     tl.store(last_tokens + owner, winner.to(tl.int64))
 
@@ -250,69 +205,75 @@ def sample_triton(logits: Tensor, rows: Tensor, positions: Tensor, state: Sampli
     if count == 0:
         return out
     assert logits.stride(1) == 1
-    blocks = cdiv(vocab, _BLOCK)
-    tiles = cdiv(blocks * count, _PROGRAMS)
-    chunks = cdiv(blocks, tiles)
-    groups = cdiv(vocab, _GROUP)
-    scratch = torch.empty(2, count, chunks, dtype=torch.float32, device=device)
-    best_ids = torch.empty(count, chunks, dtype=torch.int32, device=device)
-    peaks = torch.empty(count, groups, dtype=torch.float32, device=device)
-    candidates = torch.empty(count, _CANDIDATE_GROUPS, dtype=torch.int32, device=device)
+    chunks, tiles = shares(count, vocab, SCAN_BLOCK, SCAN_PROGRAMS)
+    groups = cdiv(vocab, GROUP)
+
+    def scratch(parts: int, size: int, dtype: torch.dtype) -> tuple[Tensor, ...]:
+        # Multiples of 16 bytes, whatever the rows: Triton compiles again for other alignments.
+        return torch.empty(parts, cdiv(size, 4) * 4, dtype=dtype, device=device).unbind()
+
+    # What the first launch leaves for the second, and that for the third.
+    scores, bests, masses = scratch(3, count * chunks, torch.float32)
+    (score_ids,) = scratch(1, count * chunks, torch.int32)
+    (peaks,) = scratch(1, count * groups, torch.float32)
+    partial = (scores, score_ids, bests, masses, peaks)
+    targets, floors, row_bests, scales = scratch(4, count, torch.float32)
+    (arrived,) = scratch(1, count, torch.int32)
+    (candidates,) = scratch(1, count * _CANDIDATE_GROUPS, torch.int32)
+    left = (targets, floors, row_bests, arrived, scales)
     asked = (
         logits, rows, state.temperature, state.top_k, state.top_p, state.min_p, state.seeds,
         positions,
     )  # fmt: skip
     options = launch_options(device.index)
     scan_kernel[(count, chunks)](
-        scratch[0], best_ids, scratch[1], peaks, *asked, vocab, chunks, groups, tiles,
-        logits.stride(0), BLOCK=_BLOCK, GROUP=_GROUP, num_warps=4, **options,
+        *partial, *asked, vocab, chunks, groups, tiles, logits.stride(0),
+        BLOCK=SCAN_BLOCK, GROUP=GROUP, num_warps=4, **options,
     )  # fmt: skip
     finish_kernel[(count,)](
-        out, state.last_tokens, candidates, scratch[0], best_ids, scratch[1], peaks, *asked,
+        out, state.last_tokens, *left, candidates, *partial, *asked,
         vocab, chunks, groups, logits.stride(0),
-        CHUNKS=next_power_of_2(blocks), GROUPS=next_power_of_2(groups), GROUP=_GROUP,
-        CANDIDATES=_CANDIDATE_GROUPS, BLOCK=_FINISH_BLOCK, num_warps=16, **options,
+        CHUNKS=next_power_of_2(cdiv(vocab, SCAN_BLOCK)), GROUPS=next_power_of_2(groups),
+        GROUP=GROUP, CANDIDATES=_CANDIDATE_GROUPS, BLOCK=_BLOCK, STEP=_STEPS[logits.dtype],
+        num_warps=16, **options,
+    )  # fmt: skip
+    chunks, tiles = shares(count, vocab, SETTLE_BLOCK, SETTLE_PROGRAMS)
+    masses, scores = scratch(2, count * chunks, torch.float32)
+    (score_ids,) = scratch(1, count * chunks, torch.int32)
+    settle_kernel[(count, chunks)](
+        out, state.last_tokens, *left, masses, scores, score_ids, logits, rows, state.seeds,
+        positions, vocab, chunks, tiles, logits.stride(0),
+        CHUNKS=next_power_of_2(cdiv(vocab, SETTLE_BLOCK)), BLOCK=SETTLE_BLOCK,
+        num_warps=8, **options,
     )  # fmt: skip
     return out
 
 
 def variants() -> list[Variant]:
-    asked = {
-        "rows": "*i32", "temperatures": "*fp32", "top_ks": "*i32", "top_ps": "*fp32",
-        "min_ps": "*fp32", "seeds": "*i64", "positions": "*i64", "vocab": "i32", "chunks": "i32",
-        "groups": "i32", "stride_row": "i64",
+    ends = {
+        "out": "*i64", "last_tokens": "*i64", **LEFT, "candidates": "*i32", **PARTIAL,
     }  # fmt: skip
-    partial = {"best_values": "*fp32", "best_ids": "*i32", "masses": "*fp32", "peaks": "*fp32"}
-    found = []
-    for dtype, vocab in (("bf16", 151_936), ("fp16", 50_257), ("fp32", 128_256)):
-        even = ("vocab", "stride_row") if vocab % 16 == 0 else ()
-        common = {**partial, "logits": f"*{dtype}", **asked}
-        found.append(
-            Variant(
-                name=f"sample scan {dtype} of {vocab}",
-                kernel=scan_kernel,
-                signature={**common, "tiles": "i32"},
-                constants={"BLOCK": _BLOCK, "GROUP": _GROUP, "PDL": False},
-                divisible=(*partial, "logits", *even),
-            )
+    steps = {str(dtype).removeprefix("torch."): step for dtype, step in _STEPS.items()}
+    steps = {TRITON_NAMES[name]: step for name, step in steps.items()}
+    return [
+        Variant(
+            name=f"sample finish {dtype} of {vocab}",
+            kernel=finish_kernel,
+            signature={**ends, "logits": f"*{dtype}", **ASKED},
+            constants={
+                "CHUNKS": next_power_of_2(cdiv(vocab, SCAN_BLOCK)),
+                "GROUPS": next_power_of_2(cdiv(vocab, GROUP)),
+                "GROUP": GROUP, "CANDIDATES": _CANDIDATE_GROUPS, "BLOCK": _BLOCK,
+                "STEP": steps[dtype], "PDL": False,
+            },
+            divisible=(
+                *("out", "last_tokens", *LEFT, "candidates", *PARTIAL, "logits"),
+                *(("vocab", "stride_row") if vocab % 16 == 0 else ()),
+            ),
+            warps=16,
         )
-        ends = {"out": "*i64", "last_tokens": "*i64", "candidates": "*i32"}
-        found.append(
-            Variant(
-                name=f"sample finish {dtype} of {vocab}",
-                kernel=finish_kernel,
-                signature={**ends, **common},
-                constants={
-                    "CHUNKS": next_power_of_2(cdiv(vocab, _BLOCK)),
-                    "GROUPS": next_power_of_2(cdiv(vocab, _GROUP)),
-                    "GROUP": _GROUP, "CANDIDATES": _CANDIDATE_GROUPS, "BLOCK": _FINISH_BLOCK,
-                    "PDL": False,
-                },
-                divisible=(*ends, *partial, "logits", *even),
-                warps=16,
-            )
-        )  # fmt: skip
-    return found
+        for dtype, vocab in COMPILED_FOR
+    ]  # fmt: skip
 
 
 def sample_torch(logits: Tensor, rows: Tensor, positions: Tensor, state: SamplingRows) -> Tensor:
@@ -332,7 +293,7 @@ def sample_torch(logits: Tensor, rows: Tensor, positions: Tensor, state: Samplin
                 continue
             drawn[row] = _draw(
                 logits[row].float(),
-                temperature,
+                max(temperature, _COLDEST),
                 ks[row] if 0 < ks[row] < vocab else 0,
                 ps[row],
                 min_ps[row],

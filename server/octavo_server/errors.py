@@ -29,6 +29,10 @@ class EngineDead(OctavoError):
     """The engine process ended or failed; every request in flight ends with this."""
 
 
+class StepOutOfMemory(OctavoError):
+    """A step found no memory on the device: its requests end with this, the engine goes on."""
+
+
 class StartupError(OctavoError):
     """The server cannot start; `reason` is a CamelCase word, `exit_code` the process's."""
 

@@ -170,6 +170,40 @@ def test_sampling_draws_what_the_cpu_draws(ops: Ops, dtype: torch.dtype, aligned
     assert torch.equal(mine.last_tokens[:count].cpu(), actual)
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_draws_from_flat_logits(ops: Ops, dtype: torch.dtype) -> None:
+    """Nuclei of most of the vocabulary, in a batch and alone, replayed: the same ids as on a CPU,
+    but for a sum's or a logarithm's last bit."""
+    torch.manual_seed(0)
+    count, vocab = 96, 151_936
+    logits = (torch.randn(count, vocab) * 0.3).to(dtype)
+    state = sampling_rows(
+        count,
+        temperature=torch.tensor([[0.6, 1.0, 1.5][i % 3] for i in range(count)]),
+        top_p=torch.tensor([[0.95, 0.5, 0.1, 0.999999][i // 3 % 4] for i in range(count)]),
+        min_p=torch.tensor([[0.0, 0.3][i // 12 % 2] for i in range(count)]),
+        seeds=torch.arange(count) * 31 + 5,
+    )
+    rows, places = torch.arange(count, dtype=torch.int32), torch.arange(count)
+    wanted = sampling.sample_torch(logits, rows, places, state)
+    mine, many = on_gpu(state), logits.cuda()
+    rows, places = rows.cuda(), places.cuda()
+    actual = ops.sample(many, rows, places, mine)
+    assert (actual.cpu() != wanted).sum() <= 2
+    assert torch.equal(mine.last_tokens[:count], actual)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = ops.sample(many, rows, places, mine)
+    for _ in range(20):
+        graph.replay()
+        assert torch.equal(captured, actual)
+    alone = [
+        int(ops.sample(many[i : i + 1], rows[i : i + 1], places[i : i + 1], mine))
+        for i in range(0, count, 5)
+    ]
+    assert (actual[::5].cpu() != torch.tensor(alone)).sum() <= 1
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("config", [None, FEW, HELD, DOT, SPLIT, FUSED, WAYS], ids=str)
 @pytest.mark.parametrize("activation", [None, "silu_mul", "gelu"])

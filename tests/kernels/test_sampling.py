@@ -1,56 +1,17 @@
 from __future__ import annotations
 
+import math
 from collections import Counter
 
 import pytest
 import torch
 
-from octavo_kernels.gumbel import gumbel, gumbel_noise
+from octavo_kernels.gumbel import gumbel_log2, gumbel_noise
 from octavo_kernels.language import jit, tl
-from octavo_kernels.ops import SamplingRows
 
 from . import oracle
-from .tables import DEVICES, table
-
-ROWS = Counter[int]
-
-
-def draw(
-    name: str,
-    logits: torch.Tensor,
-    *,
-    temperature: float | list[float] = 1.0,
-    top_k: int | list[int] = 0,
-    top_p: float | list[float] = 1.0,
-    min_p: float | list[float] = 0.0,
-    seeds: int | list[int] = 0,
-    positions: list[int] | None = None,
-    positions_dtype: torch.dtype = torch.int64,
-) -> list[int]:
-    """One id per row; a plain number counts for every row; positions default to the row's index.
-
-    The engine's rows lie in reverse, behind a row of values that nobody asked for.
-    """
-    count, device = logits.shape[0], DEVICES[name]
-
-    def column(value: float | list[float], dtype: torch.dtype, unused: float) -> torch.Tensor:
-        values = value if isinstance(value, list) else [value] * count
-        return torch.tensor([*values, unused][::-1], dtype=dtype, device=device)
-
-    rows = torch.arange(count, 0, -1, dtype=torch.int32, device=device)
-    state = SamplingRows(
-        temperature=column(temperature, torch.float32, 9.0),
-        top_k=column(top_k, torch.int32, 1),
-        top_p=column(top_p, torch.float32, 0.01),
-        min_p=column(min_p, torch.float32, 0.99),
-        seeds=column(seeds, torch.int64, -1),
-        last_tokens=torch.full((count + 1,), -7, dtype=torch.int64, device=device),
-    )
-    places = torch.tensor(positions or list(range(count)), dtype=positions_dtype, device=device)
-    chosen = table(name).sample(logits.clone().to(device), rows, places, state)
-    assert chosen.dtype == torch.int64
-    assert state.last_tokens.tolist() == [-7, *chosen.tolist()[::-1]]
-    return chosen.tolist()
+from .draws import draw
+from .tables import DEVICES
 
 
 @pytest.mark.parametrize("name", ["torch", "triton"])
@@ -82,7 +43,7 @@ def test_noise_is_its_definition() -> None:
 def noise_kernel(out, seeds, positions, N: tl.constexpr):
     row = tl.program_id(0)
     ids = tl.arange(0, N)
-    noise = gumbel(tl.load(seeds + row), tl.load(positions + row), ids)
+    noise = gumbel_log2(tl.load(seeds + row), tl.load(positions + row), ids)
     tl.store(out + row * N + ids, noise)
 
 
@@ -94,7 +55,31 @@ def test_noise_is_the_same_in_triton() -> None:
     noise_kernel[(4,)](out, seeds, positions, N=4096)
     ids = torch.arange(4096, dtype=torch.int32)
     wanted = gumbel_noise(seeds.cpu(), positions.cpu(), ids)
-    torch.testing.assert_close(out.cpu(), wanted, atol=5e-5, rtol=5e-5)
+    actual = (out.cpu() - math.log2(math.log(2))) * math.log(2)
+    torch.testing.assert_close(actual, wanted, atol=5e-5, rtol=5e-5)
+
+
+def test_the_largest_and_smallest_noises_are_exact() -> None:
+    """Of a million ids, those whose noise decides most draws; float32's 1 - v would round them."""
+    device, count = DEVICES["triton"], 1 << 20
+    seed, position = torch.tensor([3], device=device), torch.tensor([8], device=device)
+    out = torch.empty(1, count, device=device)
+    noise_kernel[(1,)](out, seed, position, N=count)
+    actual = (out[0].cpu().double() - math.log2(math.log(2))) * math.log(2)
+    order = actual.argsort()
+    for token in [*order[:40].tolist(), *order[-400:].tolist()]:
+        wanted = oracle.gumbel_noise(3, 8, token)
+        # The smallest: v within 2^-24 of 1, as its definition rounds it.
+        error = 1e-5 if wanted > 0 else 2e-2
+        assert actual[token].item() == pytest.approx(wanted, abs=error), token
+
+
+def test_the_noises_tail_is_gumbels() -> None:
+    ids = torch.arange(1 << 22, dtype=torch.int32)
+    noise = gumbel_noise(torch.tensor([5]), torch.tensor([6]), ids)[0]
+    for bound in (4.0, 8.0, 10.0, 12.0):
+        wanted = -math.expm1(-math.exp(-bound)) * len(ids)
+        assert abs(int((noise > bound).sum()) - wanted) < 4 * wanted**0.5
 
 
 def test_noise_is_gumbel_and_uncorrelated() -> None:

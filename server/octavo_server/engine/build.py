@@ -112,6 +112,8 @@ def build_engine(config: EngineConfig, progress: Callable[[str], None]) -> Engin
         f"{plan.cache_bytes / (1 << 30):.2f} GiB; {plan.cache_tokens} tokens, "
         f"{plan.cache_tokens / plan.max_model_len:.1f} requests of {plan.max_model_len}"
     )
+    if device.type == "cuda":
+        torch.cuda.empty_cache()  # what loading used; the cache's tensors fit into none of it
     try:
         runner = Runner(
             model,

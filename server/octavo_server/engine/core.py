@@ -13,13 +13,13 @@ from typing import Any, Protocol
 from octavo_server.engine.messages import Abort, Add, Outputs, Ready, TokenOutput
 from octavo_server.engine.scheduler import Scheduler
 from octavo_server.engine.step import Sampled, Step
-from octavo_server.errors import EngineDead
+from octavo_server.errors import EngineDead, StepOutOfMemory
 
 logger = logging.getLogger(__name__)
 
 MAX_FAILED_STEPS = 3
 """Failures in a row before the engine gives up: one odd request must not end it, a broken device
-must.
+must. A lack of memory does not count: the device is well, and others may give some back.
 """
 
 
@@ -100,6 +100,10 @@ class EngineCore:
                 self._failed_in_a_row = 0
             if launch_error is not None:
                 raise launch_error
+        except StepOutOfMemory as error:
+            logger.error("step %d failed: %s", self.steps_done, error)
+            self._in_flight.clear()
+            outputs += self.scheduler.fail_steps(str(error))
         except Exception as error:
             logger.exception("step %d failed", self.steps_done)
             self._in_flight.clear()

@@ -4,6 +4,7 @@ a GPU.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -19,6 +20,8 @@ from octavo_server.engine.scheduler import COUNT_SLOTS
 from octavo_server.errors import OutOfMemory
 from octavo_server.models.causal_lm import Batch, CausalLM
 
+_SHORTAGE = re.compile(r"out of memory|allocate memory|_ALLOC_FAILED")
+
 CPU_CACHE_BYTES = 1 << 30
 """Default on CPU, where the machine's memory belongs to others too."""
 
@@ -33,11 +36,35 @@ SPARE_BYTES = 256 << 20
 
 
 def foreign_bytes(device: torch.device) -> int:
-    """Bytes in use on a GPU before this engine takes any: its context's, and other tenants'."""
-    torch.cuda.init()  # type: ignore[no-untyped-call]
-    torch.zeros(1, device=device)  # makes the context
-    free, total = torch.cuda.mem_get_info(device)
+    """Bytes in use on a GPU before this engine takes any: its context's, and other tenants'.
+
+    Raises `OutOfMemory` where those leave nothing even for the context, half a GiB.
+    """
+    try:
+        torch.cuda.init()  # type: ignore[no-untyped-call]
+        torch.zeros(1, device=device)  # makes the context
+        free, total = torch.cuda.mem_get_info(device)
+    except RuntimeError as error:
+        if shortage_in(error) is None:
+            raise
+        raise OutOfMemory(
+            f"{device} has too little free memory to be used at all (CUDA's own context takes "
+            "half a GiB): others hold the rest; free the GPU or use another"
+        ) from error
     return total - free
+
+
+def shortage_in(error: BaseException) -> str | None:
+    """What an error says of memory that was not there, in a few words; None: it says nothing.
+
+    torch's own has a class; what the driver, cuBLAS and Triton report is a RuntimeError.
+    """
+    text = str(error)
+    if wanted := re.search(r"Tried to allocate ([\d.]+ \w+)", text):
+        return f"{wanted[1]} were wanted"
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)) or _SHORTAGE.search(text):
+        return text.strip().splitlines()[0][:200] if text.strip() else "no more was said"
+    return None
 
 
 def stated_cache_bytes(config: EngineConfig, device: torch.device) -> int | None:
@@ -90,11 +117,16 @@ def measure_cache_bytes(
     `OutOfMemory` when nothing is left.
     """
     weights = torch.cuda.memory_allocated(device)
-    trial = _Trial(config, model, bounds, device, dtype)
-    with torch.inference_mode(), arena.stream():
-        prefill = _peak(device, lambda: trial.prefill(bounds.max_step_tokens))
-        decode = _peak(device, trial.decode)
-        sampler = decode + _peak(device, trial.draw_extra)
+    try:
+        with torch.inference_mode(), arena.stream():
+            trial = _Trial(config, model, bounds, device, dtype)
+            prefill = _peak(device, lambda: trial.prefill(bounds.max_step_tokens))
+            decode = _peak(device, trial.decode)
+            sampler = decode + _peak(device, trial.draw_extra)
+    except RuntimeError as error:
+        if (shortage := shortage_in(error)) is None:
+            raise
+        raise OutOfMemory(_step_does_not_fit(device, weights, foreign, shortage)) from error
     activations = int(max(prefill, decode, sampler) * FRAGMENTS)
     graphs = 0
     if use_graphs:
@@ -131,6 +163,17 @@ def measure_cache_bytes(
         )
     arena.reserve(activations)
     return left
+
+
+def _step_does_not_fit(device: torch.device, weights: int, foreign: int, shortage: str) -> str:
+    gib = 1 << 30
+    total = torch.cuda.mem_get_info(device)[1]
+    return (
+        f"the largest step does not fit into the GPU's memory beside the weights: {shortage}; of "
+        f"{total / gib:.1f} GiB the weights take {weights / gib:.2f}, and {foreign / gib:.2f} were "
+        "in use before the engine started; free the GPU, use more GPUs, or lower "
+        "--max-num-seqs and --max-num-batched-tokens"
+    )
 
 
 class _Trial:

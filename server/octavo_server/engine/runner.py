@@ -26,10 +26,12 @@ from octavo_server.engine.graphs import (
     smallest,
     token_buckets,
 )
+from octavo_server.engine.memory import shortage_in
 from octavo_server.engine.messages import TokenLogprobs
 from octavo_server.engine.rows import Rows, packet_size
 from octavo_server.engine.sampler import Judgement, Sampler
 from octavo_server.engine.step import Sampled, Step
+from octavo_server.errors import StepOutOfMemory
 from octavo_server.models.causal_lm import Batch, CausalLM
 
 MIXED_SEQUENCES = 64
@@ -142,12 +144,24 @@ class Runner:
         with self._stream():
             return sum(self._capture(graphs, *key) for graphs, key in wanted)
 
-    @torch.inference_mode()
     def launch(self, step: Step) -> Launched:
-        """Apply the difference, start the model and the draw, start the way back."""
-        with self._stream():
-            return self._launch(step)
+        """Apply the difference, start the model and the draw, start the way back.
 
+        Raises `StepOutOfMemory` where the device has too little left for the step.
+        """
+        try:
+            with self._stream():
+                return self._launch(step)
+        except (RuntimeError, MemoryError) as error:
+            if (shortage := shortage_in(error)) is None:
+                raise
+        # Out here the error is gone, and the step's tensors, which its traceback held, with it.
+        raise StepOutOfMemory(
+            f"the device ran out of memory at this request ({shortage}); the engine goes on: "
+            "send it again later or make it shorter"
+        )
+
+    @torch.inference_mode()
     def _launch(self, step: Step) -> Launched:
         for row in step.freed_rows:
             self._sampler.free_row(row)

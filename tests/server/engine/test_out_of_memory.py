@@ -1,0 +1,103 @@
+"""A step that finds no memory: its requests end with words of use, the engine goes on."""
+
+from __future__ import annotations
+
+import weakref
+from pathlib import Path
+
+import pytest
+import torch
+
+from octavo_server import LLM, SamplingParams
+from octavo_server.engine import memory
+from octavo_server.engine.core import MAX_FAILED_STEPS
+from octavo_server.engine.messages import Add, TokenOutput
+from octavo_server.errors import EngineDead, OutOfMemory
+from octavo_server.models.causal_lm import Batch
+from tests.server.tiny_models import make_tiny
+
+TORCH = (
+    "CUDA out of memory. Tried to allocate 448.00 MiB. GPU 0 has a total capacity of 79.18 GiB of "
+    "which 17.00 MiB is free. See documentation for Memory Management"
+)
+
+
+def run(llm: LLM, name: str) -> list[TokenOutput]:
+    llm.core.add(Add(name, [5, 6, 7], SamplingParams(max_tokens=3, temperature=0.0), 0.0))
+    found: list[TokenOutput] = []
+    while llm.core.has_work:
+        report = llm.core.step()
+        found += report.outputs if report else ()
+    return found
+
+
+@pytest.fixture
+def llm(tmp_path: Path) -> LLM:
+    folder = make_tiny("llama2", tmp_path)
+    return LLM(
+        str(folder), device="cpu", dtype="float32", max_model_len=64, kv_cache_memory_bytes=16 << 20
+    )
+
+
+def failing_forward(
+    llm: LLM, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> list[weakref.ref[torch.Tensor]]:
+    """Every step makes a tensor and fails; returns where those tensors would be."""
+    made: list[weakref.ref[torch.Tensor]] = []
+
+    def forward(batch: Batch) -> torch.Tensor:
+        activations = torch.ones(1000)
+        made.append(weakref.ref(activations))
+        raise type(error)(*error.args)
+
+    monkeypatch.setattr(llm.core.runner._model, "forward", forward)
+    return made
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (torch.OutOfMemoryError(TORCH), "448.00 MiB were wanted"),
+        (RuntimeError("Triton Error [CUDA]: out of memory"), "Triton Error"),
+        (MemoryError(), "no more was said"),
+    ],
+    ids=["torch", "triton", "python"],
+)
+def test_the_engine_outlives_any_number_of_them(
+    llm: LLM, monkeypatch: pytest.MonkeyPatch, error: Exception, words: str
+) -> None:
+    wanted = [output.token_ids for output in run(llm, "before")]
+    with monkeypatch.context() as patched:
+        made = failing_forward(llm, patched, error)
+        for index in range(MAX_FAILED_STEPS + 2):
+            (output,) = run(llm, str(index))
+            assert output.finish_reason == "error"
+            assert output.error is not None
+            assert "ran out of memory" in output.error
+            assert words in output.error
+            assert "\n" not in output.error
+        assert len(made) == MAX_FAILED_STEPS + 2
+        assert not any(reference() is not None for reference in made), "held by the error"
+    assert [output.token_ids for output in run(llm, "after")] == wanted
+    llm.core.scheduler.check_integrity()
+
+
+def test_other_errors_still_end_it(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    failing_forward(llm, monkeypatch, RuntimeError("CUDA error: misaligned address"))
+    for index in range(MAX_FAILED_STEPS - 1):
+        (output,) = run(llm, str(index))
+        assert "misaligned address" in (output.error or "")
+    with pytest.raises(EngineDead):
+        run(llm, "last")
+
+
+def test_a_card_without_room_for_a_context_is_refused_in_a_line(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def init() -> None:
+        raise RuntimeError("CUDA error: out of memory\nCUDA kernel errors might be reported later")
+
+    monkeypatch.setattr(torch.cuda, "init", init)
+    with pytest.raises(OutOfMemory, match="free the GPU") as caught:
+        memory.foreign_bytes(torch.device("cuda:0"))
+    assert "\n" not in str(caught.value)
