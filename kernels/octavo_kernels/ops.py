@@ -250,6 +250,28 @@ class Sample(Protocol):
         """
 
 
+class BestOfSlice(Protocol):
+    def __call__(
+        self,
+        logits: Tensor,
+        rows: Tensor,
+        positions: Tensor,
+        state: SamplingRows,
+        first_id: int,
+    ) -> Tensor:
+        """The first half of `Sample` on one of several ranks -> int64 `[n]` candidates.
+
+        logits `[n, width]`, of the ids from `first_id` on (a multiple of 16), -inf where there is
+        no such id; the rest as in `Sample`. Rows must have no filters (what those with filters get
+        is open). The largest candidate of a row, over all ranks, is of the id that `Sample` draws.
+        """
+
+
+class BestOfAll(Protocol):
+    def __call__(self, candidates: Tensor, rows: Tensor, state: SamplingRows) -> Tensor:
+        """The second half: int64 `[n, ranks]` -> int64 `[n]` ids, left in `last_tokens[rows]`."""
+
+
 @dataclass(frozen=True, slots=True)
 class Ops:
     """One device's implementation of every op."""
@@ -271,6 +293,8 @@ class Ops:
     silu_mul: Activation
     gelu: Activation
     sample: Sample
+    best_of_slice: BestOfSlice
+    best_of_all: BestOfAll
 
 
 def select_ops(device: str) -> Ops:
@@ -303,6 +327,7 @@ def _torch_ops() -> Ops:
         rotary,
         rotary_cache,
         sampling,
+        slices,
         step_inputs,
     )
 
@@ -324,6 +349,8 @@ def _torch_ops() -> Ops:
         silu_mul=activation.silu_mul_torch,
         gelu=activation.gelu_torch,
         sample=sampling.sample_torch,
+        best_of_slice=slices.best_of_slice_torch,
+        best_of_all=slices.best_of_all_torch,
     )
 
 
@@ -343,6 +370,7 @@ def _triton_ops(*, interpreted: bool) -> Ops:
         rotary,
         rotary_cache,
         sampling,
+        slices,
         step_inputs,
     )
 
@@ -368,4 +396,6 @@ def _triton_ops(*, interpreted: bool) -> Ops:
         silu_mul=activation.silu_mul_triton,
         gelu=activation.gelu_triton,
         sample=sampling.sample_triton,
+        best_of_slice=slices.best_of_slice_triton,
+        best_of_all=slices.best_of_all_triton,
     )

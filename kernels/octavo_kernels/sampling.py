@@ -227,7 +227,7 @@ def sample_triton(logits: Tensor, rows: Tensor, positions: Tensor, state: Sampli
     )  # fmt: skip
     options = launch_options(device.index)
     scan_kernel[(count, chunks)](
-        *partial, *asked, vocab, chunks, groups, tiles, logits.stride(0),
+        *partial, *asked, 0, vocab, chunks, groups, tiles, logits.stride(0),
         BLOCK=SCAN_BLOCK, GROUP=GROUP, num_warps=4, **options,
     )  # fmt: skip
     finish_kernel[(count,)](

@@ -40,6 +40,7 @@ def scan_kernel(
     min_ps,  # float32
     seeds,  # int64
     positions,  # int64 or int32 [n]
+    first_id,  # of the logits; `vocab` are there. 0 but where ranks share a vocabulary
     vocab,
     chunks,
     groups,
@@ -90,7 +91,7 @@ def scan_kernel(
         if draws:
             score = x
             if temperature != 0.0:
-                score = x * scale + gumbel_log2(seed, position, ids)
+                score = x * scale + gumbel_log2(seed, position, first_id + ids)
             better = score > best_score
             best_score = tl.where(better, score, best_score)
             best_id = tl.where(better, ids, best_id)
@@ -124,10 +125,16 @@ def variants() -> list[Variant]:
         Variant(
             name=f"sample scan {dtype} of {vocab}",
             kernel=scan_kernel,
-            signature={**PARTIAL, "logits": f"*{dtype}", **ASKED, "tiles": "i32"},
+            signature={
+                **PARTIAL,
+                "logits": f"*{dtype}",
+                **ASKED,
+                "first_id": "i32",
+                "tiles": "i32",
+            },
             constants={"BLOCK": BLOCK, "GROUP": GROUP, "PDL": False},
             divisible=(
-                *(*PARTIAL, "logits"),
+                *(*PARTIAL, "logits", "first_id"),
                 *(("vocab", "stride_row") if vocab % 16 == 0 else ()),
             ),
         )

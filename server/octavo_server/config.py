@@ -17,7 +17,9 @@ class EngineConfig:
     `max_model_len` -1 takes the longest context that fits the KV cache. `device` "auto" is the GPU
     where torch sees one. `kv_cache_memory_bytes` None is 1 GiB on CPU, and what
     `gpu_memory_utilization` leaves on a GPU. `enforce_eager` does without CUDA graphs.
-    `async_scheduling` launches a step before the last one's tokens are known; None: on a GPU.
+    `collective_timeout` is the seconds after which a step of several ranks that does not end has
+    failed; None: 60 on GPUs, 600 on CPUs. `async_scheduling` launches a step before the last one's
+    tokens are known; None: on a GPU.
     """
 
     model: str
@@ -27,6 +29,7 @@ class EngineConfig:
     dtype: Dtype = "auto"
     device: Literal["auto", "cpu", "cuda"] = "auto"
     tensor_parallel_size: int = 1
+    collective_timeout: float | None = None
     max_model_len: int | None = None
     block_size: int = 16
     max_num_seqs: int = 512

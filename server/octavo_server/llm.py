@@ -55,6 +55,8 @@ class LLM:
     SamplingParams(max_tokens=8))`.
 
     Keyword arguments are those of `EngineConfig`. Raises `StartupError`s. Not for several threads.
+    With `tensor_parallel_size` above 1 it is rank 0 itself; `close`, or its process' end, ends the
+    others.
     """
 
     def __init__(self, model: str, **settings: Any) -> None:
@@ -66,6 +68,10 @@ class LLM:
         self.core = build_engine(config, lambda _: None)
         self._defaults = read_generation_defaults(source, config.generation_config)
         self._ids = itertools.count()
+
+    def close(self) -> None:
+        """End the processes of other ranks; nothing can be generated afterwards."""
+        self.core.close()
 
     def generate(
         self,

@@ -67,6 +67,12 @@ class ServeCommand(click.Command):
 @click.option("--num-gpu-blocks-override", type=click.IntRange(2))
 @click.option("--tensor-parallel-size", type=click.IntRange(1), default=1, show_default=True)
 @click.option(
+    "--collective-timeout",
+    type=click.FloatRange(1),
+    help="Seconds after which a step of several ranks that does not end has failed: the server "
+    "exits. Default: 60 on GPUs, 600 on CPUs.",
+)
+@click.option(
     "--load-format",
     type=click.Choice(["auto", "safetensors", "gguf", "dummy"]),
     default="auto",

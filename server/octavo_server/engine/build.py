@@ -2,37 +2,25 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
 
-from octavo_kernels.ops import select_ops
 from octavo_server.config import EngineConfig
-from octavo_server.engine.arena import Arena
+from octavo_server.distributed.group import SOLO, Group
+from octavo_server.distributed.leading_runner import LeadingRunner
+from octavo_server.distributed.orders import Measure, Serve
+from octavo_server.distributed.workers import STEP_SECONDS, OnFailure, Workers, local_config
 from octavo_server.engine.block_pool import BlockPool
 from octavo_server.engine.core import EngineCore
-from octavo_server.engine.memory import (
-    StepBounds,
-    check_host_memory,
-    foreign_bytes,
-    measure_cache_bytes,
-    stated_cache_bytes,
-)
 from octavo_server.engine.messages import Add, Ready
+from octavo_server.engine.rank import Rank
 from octavo_server.engine.runner import Runner
 from octavo_server.engine.scheduler import Scheduler, SchedulerConfig
-from octavo_server.errors import EngineDead, InvalidSettings, OutOfMemory
-from octavo_server.loading.describe import read_model_config
-from octavo_server.loading.load import load_model
-from octavo_server.loading.source import resolve_source
-from octavo_server.memory_plan import CachePlan, plan_blocks
+from octavo_server.errors import EngineDead, OutOfMemory
+from octavo_server.memory_plan import CachePlan
 from octavo_server.sampling_params import SamplingParams
-
-STEP_TOKENS = {"cuda": 8192, "cpu": 2048}
-"""Token budget while nobody decodes: large steps fill the device."""
 
 MIXED_TOKENS = {"cuda": 512, "cpu": 256}
 """Prompt tokens a step while a stream decodes, whose next token waits for the whole step.
@@ -41,176 +29,130 @@ On an H100 512 tokens take 12 ms of llama-8b, whose decode step takes 7: inter-t
 within three times, whatever the model's size, and products of 512 rows run at 95% of full speed.
 """
 
-
-_PLENTY = 1 << 60
-"""Stands for a cache whose size is not known yet: checks the context against the model alone."""
-
 _COMPILE_SECONDS = 60.0
 """Longer than a cold compilation takes on two cores; what is missing then is compiled at launch."""
 
 
-def build_engine(config: EngineConfig, progress: Callable[[str], None]) -> EngineCore:
-    """Load the model, size the cache, run one token through. Raises `StartupError`s."""
-    device = choose_device(config)
-    if device.type == "cpu" and "OMP_NUM_THREADS" not in os.environ:
-        torch.set_num_threads(usable_cpus())
-    foreign = foreign_bytes(device) if device.type == "cuda" else 0
-    source = resolve_source(config, progress)
-    model_config = read_model_config(source)
-    dtype_name = choose_dtype(config, model_config.dtype, device)
-    dtype: torch.dtype = getattr(torch, dtype_name)
-    ops = select_ops(device.type)
-    step_tokens = config.max_num_batched_tokens or STEP_TOKENS[device.type]
-    max_num_seqs = min(config.max_num_seqs, step_tokens)
-    use_graphs = device.type == "cuda" and not config.enforce_eager
+def build_engine(
+    config: EngineConfig,
+    progress: Callable[[str], None],
+    on_failure: OnFailure | None = None,
+) -> EngineCore:
+    """Load the model, size the cache, run one token through. Raises `StartupError`s.
 
-    def plan_cache(cache_bytes: int) -> CachePlan:
-        return plan_blocks(
-            model_config,
-            block_size=config.block_size,
-            dtype=dtype_name,
-            cache_bytes=cache_bytes,
-            max_model_len=config.max_model_len,
-            num_blocks=config.num_gpu_blocks_override,
-        )
+    Of several ranks this process becomes rank 0. `on_failure` hears, in a thread of its own, that
+    the others can do no more; without it a step raises `EngineDead`, see `Workers`.
+    """
+    if config.tensor_parallel_size == 1:
+        return _build(config, progress, None)
+    workers = start_workers(config.tensor_parallel_size, on_failure)
+    try:
+        return _build(config, progress, workers)
+    except BaseException as error:
+        found = workers.startup_error(error)
+        workers.close()
+        # What the error's traceback holds must not hold memory of a device.
+        raise found from (error if found is not error else None)
 
-    # Before the weights: what cannot work is refused in a second, not after minutes of loading.
-    stated = stated_cache_bytes(config, device)
-    early = plan_cache(_PLENTY if stated is None else stated)
-    if device.type == "cpu":
-        check_host_memory(early.cache_bytes)
+
+def start_workers(size: int, on_failure: OnFailure | None) -> Workers:
+    """Before all that takes time here: they import torch meanwhile."""
+    return Workers(size, on_failure)
+
+
+def _build(
+    config: EngineConfig, progress: Callable[[str], None], workers: Workers | None
+) -> EngineCore:
+    rank = Rank(config, progress)
+    device = rank.device
+    group: Group = SOLO
+    if workers is not None:
+        path, kind = str(rank.source.path), device.type
+        workers.start(local_config(config, path, rank.dtype_name, kind))
+        progress(f"waiting for {rank.size - 1} more rank{'s' * (rank.size > 2)} on {kind}")
+        group = workers.join(device)
     compiling = None
     if device.type == "cuda":
         # Late: imports triton. By module, so that a rehearsal can leave it out.
         from octavo_server.rehearsal import kernels
 
-        compiling = kernels.prepare(config, source.path, torch.cuda.current_device(), progress)
-    model = load_model(
-        source, model_config, config, ops=ops, device=device, dtype=dtype, progress=progress
-    )
+        current = torch.cuda.current_device()
+        compiling = kernels.prepare(config, rank.source.path, current, progress)
+    rank.load(group)
     if compiling is not None:
         compiling.wait(_COMPILE_SECONDS)
-    arena = Arena(device) if device.type == "cuda" else None
-    if stated is None:
-        assert arena is not None, "on a CPU the cache's size is stated"
-        left = measure_cache_bytes(
-            config,
-            model,
-            StepBounds(step_tokens, max_num_seqs, early.max_model_len),
-            device=device,
-            dtype=dtype,
-            arena=arena,
-            use_graphs=use_graphs,
-            foreign=foreign,
-            progress=progress,
-        )
-        plan = plan_cache(left)
-    else:
-        plan = early
+    cache_bytes = rank.stated_cache_bytes
+    if cache_bytes is None:
+        if workers is not None:
+            workers.order(Measure())
+        cache_bytes = rank.measure()
+        if workers is not None:
+            cache_bytes = workers.smallest_measured(cache_bytes)
+    plan = rank.plan_cache(cache_bytes)
+    ranks = "" if rank.size == 1 else f" on each of {rank.size} ranks"
     progress(
         f"KV cache: {plan.num_blocks} blocks of {plan.block_size} tokens, "
-        f"{plan.cache_bytes / (1 << 30):.2f} GiB; {plan.cache_tokens} tokens, "
+        f"{plan.cache_bytes / (1 << 30):.2f} GiB{ranks}; {plan.cache_tokens} tokens, "
         f"{plan.cache_tokens / plan.max_model_len:.1f} requests of {plan.max_model_len}"
     )
-    if device.type == "cuda":
-        torch.cuda.empty_cache()  # what loading used; the cache's tensors fit into none of it
-    try:
-        runner = Runner(
-            model,
-            ops,
-            device=device,
-            dtype=dtype,
-            num_blocks=plan.num_blocks,
-            block_size=plan.block_size,
-            max_num_seqs=max_num_seqs,
-            max_model_len=plan.max_model_len,
-            max_step_tokens=step_tokens,
-            arena=arena,
-            use_graphs=use_graphs,
-        )
-    except (MemoryError, RuntimeError) as error:  # torch's out-of-memory errors are RuntimeErrors
-        raise OutOfMemory(
-            f"{device} could not give the KV cache its {plan.cache_bytes / (1 << 30):.2f} GiB; "
-            "pass a smaller --kv-cache-memory-bytes, --gpu-memory-utilization or --max-model-len"
-        ) from error
+    runner: Runner | LeadingRunner
+    if workers is None:
+        runner = rank.runner(plan.num_blocks, plan.max_model_len)
+    else:
+        workers.order(Serve(plan.num_blocks, plan.max_model_len))
+        own = rank.runner(plan.num_blocks, plan.max_model_len)
+        runner = LeadingRunner(own, workers, group)
+    core = _core(rank, plan, runner)
+    _first_step(core, progress)
+    _capture_graphs(runner, progress)
+    if workers is not None:
+        limit = config.collective_timeout
+        workers.started(STEP_SECONDS[device.type] if limit is None else limit)
+    return core
+
+
+def _core(rank: Rank, plan: CachePlan, runner: Runner | LeadingRunner) -> EngineCore:
+    config, device = rank.config, rank.device
     scheduler = Scheduler(
         SchedulerConfig(
             max_model_len=plan.max_model_len,
-            max_num_seqs=max_num_seqs,
-            max_step_tokens=step_tokens,
+            max_num_seqs=rank.max_num_seqs,
+            max_step_tokens=rank.step_tokens,
             max_mixed_tokens=MIXED_TOKENS[device.type],
             block_size=plan.block_size,
         ),
         BlockPool(plan.num_blocks, enable_caching=config.enable_prefix_caching),
     )
-    core = EngineCore(
+    return EngineCore(
         scheduler,
         runner,
         Ready(
             max_model_len=plan.max_model_len,
-            vocab_size=model_config.vocab_size,
+            vocab_size=rank.model_config.vocab_size,
             block_size=plan.block_size,
             num_blocks=plan.num_blocks,
-            max_num_seqs=max_num_seqs,
-            dtype=dtype_name,
+            max_num_seqs=rank.max_num_seqs,
+            dtype=rank.dtype_name,
             device=str(device),
         ),
         overlap=device.type == "cuda"
         if config.async_scheduling is None
         else config.async_scheduling,
     )
-    _first_step(core, progress)
-    _capture_graphs(runner, progress)
-    return core
 
 
-def choose_device(config: EngineConfig) -> torch.device:
-    if config.tensor_parallel_size != 1:
-        raise InvalidSettings(
-            f"--tensor-parallel-size {config.tensor_parallel_size}: this version runs a model on "
-            "one device only; use 1"
-        )
-    if config.device == "cuda" and not torch.cuda.is_available():
-        raise InvalidSettings("--device cuda, but this machine has no usable GPU; use --device cpu")
-    if config.device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return torch.device(config.device)
-
-
-def choose_dtype(config: EngineConfig, checkpoint: str, device: torch.device) -> str:
-    """The checkpoint's dtype where the device computes in it natively, else one that it does."""
-    if config.dtype != "auto":
-        return config.dtype
-    if device.type == "cuda":
-        # Weights of 4 bytes halve the speed of decoding for nothing that sampling would notice.
-        return "bfloat16" if checkpoint == "float32" else checkpoint
-    if checkpoint != "float32" and torch.ops.mkldnn._is_mkldnn_bf16_supported():
-        return "bfloat16"
-    return "float32"
-
-
-def usable_cpus() -> int:
-    """Cores this process may use: its affinity, cut by the container's CPU quota (cgroup v2).
-
-    A pod limited to 4 CPUs of a 128-core node would otherwise start 128 threads that throttle each
-    other.
-    """
-    cpus = len(os.sched_getaffinity(0))
-    try:
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
-    except (OSError, ValueError):
-        return cpus
-    if quota == "max":
-        return cpus
-    return max(1, min(cpus, int(quota) // int(period)))
-
-
-def _capture_graphs(runner: Runner, progress: Callable[[str], None]) -> None:
+def _capture_graphs(runner: Runner | LeadingRunner, progress: Callable[[str], None]) -> None:
     if not runner.has_graphs:
         return
     started = time.monotonic()
     free, _ = torch.cuda.mem_get_info()
-    captured = runner.capture()
+    try:
+        captured = runner.capture()
+    except torch.OutOfMemoryError as error:
+        raise OutOfMemory(
+            "no GPU memory is left for CUDA graphs, which all ranks need alike; lower "
+            "--gpu-memory-utilization or --max-num-seqs, or pass --enforce-eager"
+        ) from error
     taken = free - torch.cuda.mem_get_info()[0]
     progress(
         f"{captured} CUDA graphs captured in {time.monotonic() - started:.1f} s, "

@@ -30,7 +30,12 @@ class StepRunner(Protocol):
         """Start a step behind those launched before; does not wait for the device."""
 
     def wait(self, launched: Any) -> Sampled:
-        """Results of the oldest step not yet waited for."""
+        """Results of the oldest step not yet waited for. Raises `EngineDead` (as `launch` does)
+        where no other step can be run either.
+        """
+
+    def close(self) -> None:
+        """End what runs beside this process; nothing is launched afterwards."""
 
 
 class EngineCore:
@@ -66,6 +71,10 @@ class EngineCore:
         self.scheduler.abort(request_ids)
         self._silent = False
 
+    def close(self) -> None:
+        """End other ranks' processes, if there are any."""
+        self.runner.close()
+
     def handle(self, message: Add | Abort) -> None:
         """Apply one message of the API process."""
         if isinstance(message, Add):
@@ -78,7 +87,7 @@ class EngineCore:
         else is left to do.
 
         None when nothing was published and no gauge moved. Raises `EngineDead` when steps keep
-        failing: the device, not a request, is at fault.
+        failing (the device, not a request, is at fault), or where the runner says so.
         """
         step = self.scheduler.schedule()
         if step is None and not self._in_flight:
@@ -100,6 +109,8 @@ class EngineCore:
                 self._failed_in_a_row = 0
             if launch_error is not None:
                 raise launch_error
+        except EngineDead:
+            raise
         except StepOutOfMemory as error:
             logger.error("step %d failed: %s", self.steps_done, error)
             self._in_flight.clear()

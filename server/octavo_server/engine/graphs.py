@@ -68,8 +68,10 @@ class Graphs:
     same time, and what a replay returned is gone with the next.
     """
 
-    def __init__(self, function: Callable[..., Tensor], arena: Arena) -> None:
+    def __init__(self, function: Callable[..., Tensor], arena: Arena, needed: bool = False) -> None:
+        """Of `needed` ones a lack of memory is an error."""
         self._function = function
+        self._needed = needed
         self._arena = arena
         self._captured: dict[tuple[int, ...], tuple[torch.cuda.CUDAGraph, Tensor] | None] = {}
 
@@ -95,6 +97,8 @@ class Graphs:
             finally:
                 graph.capture_end()
         except torch.cuda.OutOfMemoryError:
+            if self._needed:
+                raise
             logger.warning("no memory for a CUDA graph of %s: its steps run without", key)
             self._captured[key] = None
             return False

@@ -13,6 +13,8 @@ import torch
 
 from octavo_kernels.ops import AttentionBatch
 from octavo_server.config import EngineConfig
+from octavo_server.distributed.group import Group
+from octavo_server.distributed.vocabulary import gather_logits
 from octavo_server.engine.arena import Arena
 from octavo_server.engine.graphs import row_buckets, token_buckets
 from octavo_server.engine.sampler import EXTRA_ROWS
@@ -102,6 +104,7 @@ def measure_cache_bytes(
     model: CausalLM,
     bounds: StepBounds,
     *,
+    group: Group,
     device: torch.device,
     dtype: torch.dtype,
     arena: Arena,
@@ -119,7 +122,7 @@ def measure_cache_bytes(
     weights = torch.cuda.memory_allocated(device)
     try:
         with torch.inference_mode(), arena.stream():
-            trial = _Trial(config, model, bounds, device, dtype)
+            trial = _Trial(config, model, bounds, group, device, dtype)
             prefill = _peak(device, lambda: trial.prefill(bounds.max_step_tokens))
             decode = _peak(device, trial.decode)
             sampler = decode + _peak(device, trial.draw_extra)
@@ -132,8 +135,10 @@ def measure_cache_bytes(
     if use_graphs:
         rows = row_buckets(bounds.max_num_seqs)
         tokens = token_buckets(bounds.max_step_tokens, model.config.layer_weights)
-        # Rows: whole, layers and head; tokens: for few sequences and for many.
-        graphs = (3 * len(rows) + 2 * len(tokens)) * GRAPH_BYTES
+        # Rows: layers, and by the kinds of a draw whole and head; tokens: for few sequences and for
+        # many.
+        kinds = 1 if group.size == 1 else 2
+        graphs = ((1 + 2 * kinds) * len(rows) + 2 * len(tokens)) * GRAPH_BYTES
     torch.cuda.empty_cache()
     buffers = _buffer_bytes(bounds, model, config.block_size)
     free, total = torch.cuda.mem_get_info(device)
@@ -184,12 +189,13 @@ class _Trial:
         config: EngineConfig,
         model: CausalLM,
         bounds: StepBounds,
+        group: Group,
         device: torch.device,
         dtype: torch.dtype,
     ) -> None:
         shape = (1, model.config.num_kv_heads, config.block_size, model.config.head_size)
         page = torch.zeros(shape, dtype=dtype, device=device)
-        self._model, self._bounds, self._device = model, bounds, device
+        self._model, self._bounds, self._group, self._device = model, bounds, group, device
         self._caches = [(page, page)] * model.config.num_layers
         self._block_size = config.block_size
 
@@ -198,8 +204,9 @@ class _Trial:
         self._run(min(tokens, self._bounds.max_model_len), tokens)
 
     def decode(self) -> None:
-        """A step of one token of every row, its logits included."""
-        self._model.logits(self._run(1, self._bounds.max_num_seqs))
+        """A step of one token of every row, its logits included: all ranks' on each."""
+        logits = self._model.logits(self._run(1, self._bounds.max_num_seqs))
+        gather_logits(self._group, logits, self._model.config.vocab_size)
 
     def draw_extra(self) -> None:
         """What rows that ask for log probabilities add to a full step: copies in float32."""

@@ -6,7 +6,6 @@ that the parent is gone, however it died, and ends this process too.
 
 from __future__ import annotations
 
-import ctypes
 import gc
 import logging
 import os
@@ -19,6 +18,7 @@ import msgspec
 import zmq
 
 from octavo_server.config import EngineConfig
+from octavo_server.distributed.orders import RankFailed
 from octavo_server.engine.core import EngineCore
 from octavo_server.engine.messages import (
     Failed,
@@ -28,14 +28,13 @@ from octavo_server.engine.messages import (
     Shutdown,
     ToEngine,
 )
-from octavo_server.errors import StartupError
+from octavo_server.engine.parent import end_with_parent
+from octavo_server.errors import EngineDead, StartupError
 
 HEARTBEAT_SECONDS = 1.0
 
 MESSAGES_A_STEP = 256
 """Taken before each step, so that a flood of requests does not hold up the streams of others."""
-
-_PR_SET_PDEATHSIG = 1
 
 logger = logging.getLogger(__name__)
 
@@ -51,7 +50,7 @@ class Settings(msgspec.Struct):
 
 def main() -> int:
     settings = msgspec.json.decode(sys.stdin.buffer.readline(), type=Settings)
-    _die_with_parent(settings.parent_pid)
+    end_with_parent(settings.parent_pid)
     signal.signal(
         signal.SIGINT, signal.SIG_IGN
     )  # Ctrl-C is the API process's to handle: it drains.
@@ -62,6 +61,9 @@ def main() -> int:
         return _serve(context, settings, outputs)
     except StartupError as error:
         outputs.send(Failed(error.reason, str(error), error.exit_code))
+    except EngineDead as error:
+        logger.error("the engine failed: %s", error)
+        outputs.send(Failed("EngineFailed", str(error)))
     except MemoryError:
         outputs.send(Failed("OutOfMemory", "the machine ran out of memory"))
     except Exception as error:
@@ -79,7 +81,11 @@ def _serve(context: zmq.Context[zmq.Socket[bytes]], settings: Settings, outputs:
     # Imported here: torch takes seconds, and its failure is then reported like any other.
     from octavo_server.engine.build import build_engine
 
-    core = build_engine(settings.config, lambda text: outputs.send(Progress(text)))
+    core = build_engine(
+        settings.config,
+        lambda text: outputs.send(Progress(text)),
+        lambda failure: _end(settings, failure),
+    )
     # What start-up made lives as long as the process; without this every full collection walks it.
     gc.collect()
     gc.freeze()
@@ -97,11 +103,23 @@ def _serve(context: zmq.Context[zmq.Socket[bytes]], settings: Settings, outputs:
             except zmq.Again:
                 break
             if isinstance(message, Shutdown):
+                core.close()
                 return 0
             core.handle(message)
         report = core.step()
         if report is not None:
             outputs.send(report)
+
+
+def _end(settings: Settings, failure: RankFailed) -> None:
+    """The last word, from the thread that watches the other ranks; the one that serves may wait for
+    them for ever.
+    """
+    context = zmq.Context()
+    failed = Failed(failure.reason, failure.message, failure.exit_code)
+    Sender(context, settings.outputs_address).send(failed)
+    context.destroy(linger=2000)
+    os._exit(failure.exit_code)
 
 
 class Sender:
@@ -122,25 +140,6 @@ def _beat(core: EngineCore, context: zmq.Context[zmq.Socket[bytes]], outputs_add
     while True:
         sender.send(Heartbeat(time.monotonic(), core.has_work, core.steps_done, core.step_started))
         time.sleep(HEARTBEAT_SECONDS)
-
-
-def _die_with_parent(parent_pid: int) -> None:
-    """No orphan may hold a GPU: the kernel's signal where there is one, end-of-file on stdin
-    elsewhere.
-    """
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-        if os.getppid() != parent_pid:
-            os._exit(1)  # It died before the line above.
-    threading.Thread(target=_watch_stdin, name="parent-watch", daemon=True).start()
-
-
-def _watch_stdin() -> None:
-    # os.read, not the buffered reader: a thread that holds its lock would abort the interpreter's
-    # exit.
-    while os.read(0, 4096):
-        pass
-    os._exit(1)
 
 
 if __name__ == "__main__":

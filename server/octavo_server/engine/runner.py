@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -17,6 +16,7 @@ from octavo_kernels.ops import AttentionBatch, Ops
 from octavo_kernels.standing import make_counters
 from octavo_kernels.step_inputs import HEADER, StepBuffers
 from octavo_kernels.tiles import FEW_SEQUENCES, SHORT_CONTEXT
+from octavo_server.distributed.group import SOLO, Group
 from octavo_server.engine.arena import Arena
 from octavo_server.engine.graphs import (
     MAX_TOKENS,
@@ -26,8 +26,9 @@ from octavo_server.engine.graphs import (
     smallest,
     token_buckets,
 )
+from octavo_server.engine.head import Head
+from octavo_server.engine.launched import Launched
 from octavo_server.engine.memory import shortage_in
-from octavo_server.engine.messages import TokenLogprobs
 from octavo_server.engine.rows import Rows, packet_size
 from octavo_server.engine.sampler import Judgement, Sampler
 from octavo_server.engine.step import Sampled, Step
@@ -41,26 +42,18 @@ _RING = 3
 """Host buffers in turn: one is written while those of two steps in flight may still be read."""
 
 
-@dataclass(slots=True)
-class Launched:
-    """A step on its way: its results arrive in host memory when `done` has happened."""
-
-    step: Step
-    token_ids: Tensor | None  # int64 [sampled], on the host; None: nothing was sampled
-    sampled: list[int]  # their indices in the step
-    judgements: list[Judgement]
-    prompts: dict[int, list[Judgement]]  # index in the step -> parts of its prompt, in order
-    done: torch.cuda.Event | None
-
-
 class Runner:
-    """Owns the model, the KV cache and the rows of one rank."""
+    """Owns the model, the KV cache and the rows of one rank.
+
+    On every rank of a group: what it launches follows from the steps, so that all launch the same.
+    """
 
     def __init__(
         self,
         model: CausalLM,
         ops: Ops,
         *,
+        group: Group = SOLO,
         device: torch.device,
         dtype: torch.dtype,
         num_blocks: int,
@@ -75,6 +68,7 @@ class Runner:
         config = model.config
         max_blocks = -(-max_model_len // block_size)
         self._model = model
+        self._group = group
         self._ops = ops
         self._block_size = block_size
         self._kv_heads = config.num_kv_heads
@@ -82,6 +76,7 @@ class Runner:
         self._on_gpu = device.type == "cuda"
         self._rows = Rows(max_num_seqs, max_model_len)
         self._sampler = Sampler(self._rows, ops, device, config.vocab_size)
+        self._head = Head(model, group, self._sampler, ops)
         self._buffers = StepBuffers.allocate(max_step_tokens, max_num_seqs, device)
         # int32 [max_rows + 1, max_blocks]; the last row is for padding
         self._block_tables = torch.zeros(
@@ -98,6 +93,8 @@ class Runner:
             torch.zeros(max_num_seqs, dtype=torch.int64, pin_memory=self._on_gpu)
             for _ in range(_RING)
         ]
+        # When the device was done with the buffers of each turn.
+        self._done: list[torch.cuda.Event | None] = [None] * _RING
         self._packet = (
             torch.zeros(size, dtype=torch.int32, device=device)
             if self._on_gpu
@@ -138,9 +135,11 @@ class Runner:
             for tokens in reversed(self._token_buckets)
             if tokens <= MAX_TOKENS
         ]
-        for rows in reversed(self._row_buckets):
-            wanted.append((self._graphs.whole, (rows, self._context_bound(rows, 0))))
-        wanted += [(self._graphs.head, (rows,)) for rows in reversed(self._row_buckets)]
+        ends = [(rows, kind) for kind in self._head.kinds for rows in reversed(self._row_buckets)]
+        wanted += [
+            (self._graphs.whole, (rows, self._context_bound(rows, 0), kind)) for rows, kind in ends
+        ]
+        wanted += [(self._graphs.head, end) for end in ends]
         with self._stream():
             return sum(self._capture(graphs, *key) for graphs, key in wanted)
 
@@ -168,6 +167,8 @@ class Runner:
         sampled = [index for index, samples in enumerate(step.samples) if samples]
         rows = [step.rows[index] for index in sampled]
         self._turn = (self._turn + 1) % _RING
+        if (done := self._done[self._turn]) is not None:
+            done.synchronize()  # of use on ranks that nobody waits for
         host_packet = self._host_packets[self._turn % len(self._host_packets)]
         length = self._rows.write_packet(step, host_packet.numpy())
         for new in step.new_rows:
@@ -175,6 +176,7 @@ class Runner:
         prompts = self._prompts_to_judge(step)
         graphs = None if prompts else self._graphs
         more = self._sampler.asks_more(rows)
+        by_slices = self._head.by_slices(rows)
         decodes = len(sampled) == step.num_tokens
 
         def send_packet() -> None:
@@ -186,7 +188,7 @@ class Runner:
         judged: dict[int, list[Judgement]] = {}
         bucket = smallest(self._row_buckets, len(sampled))
         if graphs is not None and decodes and bucket is not None and not more:
-            key = (bucket, self._context_bound(bucket, max(step.starts) + 1))
+            key = (bucket, self._context_bound(bucket, max(step.starts) + 1), by_slices)
             token_ids = self._replay(graphs.whole, *key, before=send_packet)
         if token_ids is None:
             if graphs is None or not self._replay_layers(graphs, step, decodes, send_packet):
@@ -199,40 +201,21 @@ class Runner:
                     torch.index_select(residual, 0, chosen, out=self._last[: len(sampled)])
                     del residual
             if sampled and graphs is not None and bucket is not None and not more:
-                token_ids = self._replay(graphs.head, bucket)
+                token_ids = self._replay(graphs.head, bucket, by_slices)
             if sampled and token_ids is None:
                 ends = [step.starts[index] + step.counts[index] for index in sampled]
                 with self._memory():
-                    token_ids, judgements = self._draw(rows, ends, more)
+                    token_ids, judgements = self._draw(rows, ends, more, by_slices)
         if token_ids is not None:
             token_ids = token_ids[: len(sampled)]
         return self._send_back(step, token_ids, sampled, judgements, judged)
 
     def wait(self, launched: Launched) -> Sampled:
         """The step's results, as soon as the device has come past it."""
-        if launched.done is not None:
-            launched.done.synchronize()
-        step, count = launched.step, len(launched.step.rows)
-        drawn = [] if launched.token_ids is None else launched.token_ids.tolist()
-        if len(drawn) == count:
-            result = Sampled(drawn)
-        else:
-            token_ids: list[int | None] = [None] * count
-            for index, token_id in zip(launched.sampled, drawn, strict=True):
-                token_ids[index] = token_id
-            result = Sampled(token_ids)
-        if launched.judgements:
-            logprobs: list[TokenLogprobs | None] = [None] * count
-            for judgement in launched.judgements:
-                for place, entry in zip(judgement.places, judgement.read(), strict=True):
-                    logprobs[launched.sampled[place]] = entry
-            result.logprobs = logprobs
-        if launched.prompts:
-            result.prompt_logprobs = [
-                [entry for part in launched.prompts.get(index, ()) for entry in part.read()]
-                for index in range(len(step.rows))
-            ]
-        return result
+        return launched.wait()
+
+    def close(self) -> None:
+        """No process runs beside this one."""
 
     # -- the parts of launch() --------------------------------------------------------------------
 
@@ -280,11 +263,13 @@ class Runner:
         self._packet[:HEADER].zero_()
         return graphs.capture(*key)
 
-    def _draw(self, rows: list[int], ends: list[int], more: bool) -> tuple[Tensor, list[Judgement]]:
+    def _draw(
+        self, rows: list[int], ends: list[int], more: bool, by_slices: int
+    ) -> tuple[Tensor, list[Judgement]]:
         """Tokens for the residuals in `_last`, without a graph."""
         if not more:
-            return self._head(len(rows)), []
-        logits = self._model.logits(self._last[: len(rows)])
+            return self._draw_last(len(rows), by_slices), []
+        logits = self._head.logits(self._last[: len(rows)])
         return self._sampler.draw_extra(logits, *self._places(len(rows)), rows, ends)
 
     def _run(self, step: Step) -> Tensor:
@@ -321,9 +306,9 @@ class Runner:
         """As `_mixed`, for rows of one token each, which are all sampled, in order."""
         return self._last[:rows].copy_(self._decode_layers(rows, context))
 
-    def _decode_and_draw(self, rows: int, context: int) -> Tensor:
-        logits = self._model.logits(self._decode_layers(rows, context))
-        return self._sampler.draw(logits, *self._places(rows))
+    def _decode_and_draw(self, rows: int, context: int, by_slices: int) -> Tensor:
+        residual = self._decode_layers(rows, context)
+        return self._head.draw(residual, *self._places(rows), by_slices)
 
     def _decode_layers(self, rows: int, context: int) -> Tensor:
         batch = self._batch(
@@ -335,9 +320,9 @@ class Runner:
         )
         return self._layers(batch, rows, rows)
 
-    def _head(self, rows: int) -> Tensor:
+    def _draw_last(self, rows: int, by_slices: int) -> Tensor:
         """Tokens drawn for the residuals in `_last`."""
-        return self._sampler.draw(self._model.logits(self._last[:rows]), *self._places(rows))
+        return self._head.draw(self._last[:rows], *self._places(rows), by_slices)
 
     def _places(self, rows: int) -> tuple[Tensor, Tensor]:
         return self._buffers.sampled_rows[:rows], self._buffers.sampled_positions[:rows]
@@ -402,7 +387,7 @@ class Runner:
         first = sum(step.counts[:index])
         rows = residual[first : first + step.counts[index]]
         return self._sampler.judge_prompt(
-            self._model.logits, rows, step.rows[index], step.starts[index]
+            self._head.logits, rows, step.rows[index], step.starts[index]
         )
 
     def _send_back(
@@ -421,6 +406,7 @@ class Runner:
             host_ids.copy_(token_ids, non_blocking=True)
         done = torch.cuda.Event()  # type: ignore[no-untyped-call]
         done.record()
+        self._done[self._turn] = done
         return Launched(step, host_ids, sampled, judgements, prompts, done)
 
 
@@ -428,9 +414,12 @@ class _StepGraphs:
     """The graphs of one runner."""
 
     def __init__(self, runner: Runner, arena: Arena) -> None:
-        # (rows, context): plain decode
-        self.whole = Graphs(runner._decode_and_draw, arena)
-        self.decode = Graphs(runner._decode, arena)  # (rows, context): its layers
+        # (rows, context, by slices): plain decode
+        # Where one rank has no memory for a graph, no other may replay its own.
+        needed = runner._group.size > 1
+        self.whole = Graphs(runner._decode_and_draw, arena, needed)
+        self.decode = Graphs(runner._decode, arena, needed)  # (rows, context): its layers
         # (tokens, sequences, longest query): layers of any step
-        self.mixed = Graphs(runner._mixed, arena)
-        self.head = Graphs(runner._head, arena)  # (rows): logits and draw behind layers
+        self.mixed = Graphs(runner._mixed, arena, needed)
+        # (rows, by slices): logits and draw behind layers
+        self.head = Graphs(runner._draw_last, arena, needed)

@@ -50,6 +50,7 @@ class Sampler:
         self._vocab_size = vocab_size
         self._extras: dict[int, _Extra] = {}
         self._judged: set[int] = set()
+        self._filtered: set[int] = set()
         size = len(rows.num_known) + 1  # the last row is for padding
 
         def column(value: float, dtype: torch.dtype) -> Tensor:
@@ -70,6 +71,8 @@ class Sampler:
         params = self._rows.params[row]
         if params.logprobs is not None:
             self._judged.add(row)
+        if params.top_k > 0 or params.top_p < 1 or params.min_p > 0:
+            self._filtered.add(row)
         if not (params.logit_bias or params.needs_counts or params.min_tokens):
             return
         bias = stop_ids = None
@@ -88,6 +91,11 @@ class Sampler:
     def free_row(self, row: int) -> None:
         self._extras.pop(row, None)
         self._judged.discard(row)
+        self._filtered.discard(row)
+
+    def filters(self, rows: Sequence[int]) -> bool:
+        """Whether one of these rows has a filter, whose threshold is of the whole vocabulary."""
+        return not self._filtered.isdisjoint(rows)
 
     def asks_more(self, rows: Sequence[int]) -> bool:
         """Whether one of these rows needs more than `draw`."""

@@ -39,6 +39,7 @@ class KernelsFailed(StartupError):
 @click.option("--max-num-batched-tokens", type=click.IntRange(1))
 @click.option("--block-size", type=click.IntRange(1), default=16, show_default=True)
 @click.option("--gpu-memory-utilization", type=float, default=0.9, show_default=True)
+@click.option("--tensor-parallel-size", type=click.IntRange(1), default=1, show_default=True)
 @click.option("--enforce-eager/--no-enforce-eager", default=False)
 @click.option(
     "--capability",

@@ -10,6 +10,7 @@ from unittest import mock
 
 from octavo_kernels.warm import Recorded, recording
 from octavo_server.config import EngineConfig
+from octavo_server.distributed.group import Alone
 from octavo_server.engine.messages import Add
 from octavo_server.model_config import ModelConfig
 from octavo_server.rehearsal.pretend_gpu import pretend_gpu
@@ -21,6 +22,22 @@ H100_MULTIPROCESSORS = 132
 H100_BYTES = 79 << 30
 
 _MOST_STEPS = 64
+
+
+class Unattended:
+    """In the place of `Workers`: nobody is there, and whatever they are told goes well."""
+
+    def __init__(self, size: int, _: Any) -> None:
+        self._size = size
+
+    def join(self, _: Any) -> Alone:
+        return Alone(0, self._size)
+
+    def smallest_measured(self, own: int) -> int:
+        return own
+
+    def __getattr__(self, name: str) -> Any:
+        return lambda *_: None
 
 
 def rehearse(
@@ -38,7 +55,7 @@ def rehearse(
     does.
     """
     with recording(capability) as recorded, pretend_gpu(capability, multiprocessors, memory_bytes):
-        from octavo_server.engine import build
+        from octavo_server.engine import build, rank
         from octavo_server.loading import load
         from octavo_server.loading.describe import read_model_config
         from octavo_server.rehearsal import kernels
@@ -48,7 +65,8 @@ def rehearse(
 
         config = dataclasses.replace(config, device="cuda")
         with (
-            mock.patch.object(build, "read_model_config", shortened),
+            mock.patch.object(rank, "read_model_config", shortened),
+            mock.patch.object(build, "start_workers", Unattended),
             mock.patch.object(load, "fill"),
             # A rehearsed start must not start another.
             mock.patch.object(kernels, "prepare", return_value=None),

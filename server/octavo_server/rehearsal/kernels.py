@@ -24,7 +24,7 @@ _IRRELEVANT = {
     "tokenizer": None, "revision": None, "load_format": "auto", "generation_config": "auto",
     "download_dir": None, "trust_remote_code": False, "seed": 0, "device": "auto",
     "gpu_memory_utilization": 0.9, "kv_cache_memory_bytes": None, "num_gpu_blocks_override": None,
-    "enable_prefix_caching": True, "async_scheduling": None,
+    "collective_timeout": None, "enable_prefix_caching": True, "async_scheduling": None,
 }  # fmt: skip
 _SOURCES = ("engine", "models", "rehearsal")
 

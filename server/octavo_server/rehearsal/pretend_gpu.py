@@ -29,6 +29,10 @@ _ALIGNED = 1 << 12
 """Where every fake block of memory starts: torch's allocator aligns to 512 bytes."""
 
 
+_MOST_GPUS = 64
+"""As many as a model may be cut for; all are this one."""
+
+
 @contextmanager
 def pretend_gpu(capability: int, multiprocessors: int, memory_bytes: int) -> Iterator[None]:
     """Within, torch sees one CUDA device of this kind, and nothing of what it is told happens."""
@@ -46,7 +50,7 @@ def pretend_gpu(capability: int, multiprocessors: int, memory_bytes: int) -> Ite
         "_lazy_init": _nothing,
         "is_available": lambda: True,
         "is_initialized": lambda: True,
-        "device_count": lambda: 1,
+        "device_count": lambda: _MOST_GPUS,
         "current_device": lambda: 0,
         "set_device": _nothing,
         "device": lambda *_: nullcontext(),

@@ -14,11 +14,10 @@ import torch
 from tests.server.models.step import Rows
 from torch import Tensor
 
-from octavo_kernels.gumbel import gumbel_noise
-from octavo_kernels.ops import select_ops
+from octavo_kernels.ops import SamplingRows, select_ops
 from octavo_server.config import EngineConfig
 from octavo_server.distributed.group import Group
-from octavo_server.distributed.vocabulary import best, gather_logits, winners
+from octavo_server.distributed.vocabulary import gather_logits
 from octavo_server.loading.describe import read_model_config
 from octavo_server.loading.load import load_model
 from octavo_server.loading.source import resolve_source
@@ -79,11 +78,10 @@ def run(rows: Rows, group: Group, vocab_size: int) -> dict[str, Any]:
     tokens: list[list[int]] = []
     drawn: list[list[int]] = []
     chunks = [[7], [vocab_size - 1], [0]]
-    first_id = model.shard.first_id
     for step in range(DECODE_STEPS):
         logits += rows.step(chunks)
-        tokens.append(winners(group, best(model.own, first_id)).tolist())
-        drawn.append(winners(group, best(noisy(model.own, first_id, step), first_id)).tolist())
+        tokens.append(draw(model, group, 0.0, step))
+        drawn.append(draw(model, group, TEMPERATURE, step))
         chunks = [[token] for token in tokens[-1]]
     return {
         "logits": torch.cat(logits), "tokens": tokens, "drawn": drawn,
@@ -91,14 +89,23 @@ def run(rows: Rows, group: Group, vocab_size: int) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def noisy(logits: Tensor, first_id: int, step: int) -> Tensor:
-    """What a draw with temperature takes the best of; the noise is of ids in the whole
-    vocabulary.
-    """
-    columns, device = logits.shape[1], logits.device
-    ids = torch.arange(first_id, first_id + columns, dtype=torch.int32, device=device)
-    seeds = torch.arange(len(logits), device=device)
-    return logits.float() / TEMPERATURE + gumbel_noise(seeds, torch.full_like(seeds, step), ids)
+def draw(model: Any, group: Group, temperature: float, step: int) -> list[int]:
+    """Tokens for the last logits, each rank comparing its slice's best; row i has seed i."""
+    ops = select_ops(model.own.device.type)
+    count, device = len(model.own), model.own.device
+    rows = torch.arange(count, dtype=torch.int32, device=device)
+    state = SamplingRows(
+        temperature=torch.full((count,), temperature, device=device),
+        top_k=torch.zeros(count, dtype=torch.int32, device=device),
+        top_p=torch.ones(count, device=device), min_p=torch.zeros(count, device=device),
+        seeds=torch.arange(count, device=device),
+        last_tokens=torch.zeros(count, dtype=torch.int64, device=device),
+    )  # fmt: skip
+    positions = torch.full((count,), step, dtype=torch.int64, device=device)
+    own = ops.best_of_slice(model.own, rows, positions, state, model.shard.first_id)
+    found: list[int] = ops.best_of_all(group.all_gather(own[:, None]), rows, state).tolist()
+    assert state.last_tokens.tolist() == found
+    return found
 
 
 def check_graph(group: Group, device: torch.device) -> None:

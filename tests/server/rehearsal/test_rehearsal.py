@@ -22,7 +22,9 @@ import json, sys
 from octavo_server.config import EngineConfig
 from octavo_server.rehearsal.engine import rehearse
 said = []
-config = EngineConfig(model=sys.argv[1], load_format="dummy", max_num_seqs=64)
+config = EngineConfig(
+    model=sys.argv[1], load_format="dummy", max_num_seqs=64, tensor_parallel_size=int(sys.argv[2])
+)
 after = [len(recorded.variants) for recorded in rehearse(config, said.append)]
 *_, recorded = rehearse(config, said.append)
 names = [source.name for source, _ in recorded.variants]
@@ -31,12 +33,13 @@ print(json.dumps({"said": said, "after": after, "names": names, "launches": reco
 
 
 @pytest.mark.timeout(120)
-def test_every_kind_of_step_is_launched_without_a_gpu(tmp_path: Path) -> None:
+@pytest.mark.parametrize("size", [1, 2])
+def test_every_kind_of_step_is_launched_without_a_gpu(tmp_path: Path, size: int) -> None:
     (tmp_path / "config.json").write_text(json.dumps(CONFIG))
     environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
     environment["PYTHONPATH"] = os.pathsep.join(path for path in sys.path if path)
     done = subprocess.run(
-        [sys.executable, "-c", SCRIPT, str(tmp_path)],
+        [sys.executable, "-c", SCRIPT, str(tmp_path), str(size)],
         env=environment, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
@@ -46,5 +49,6 @@ def test_every_kind_of_step_is_launched_without_a_gpu(tmp_path: Path) -> None:
     assert 10 < start <= whole < 100
     assert found["launches"] > 1000
     assert len(found["names"]) == whole  # a second rehearsal finds the same, none left over
-    for part in ("step_inputs", "embed", "decode", "prefill", "scan"):
+    slices = ["join", "choose"] if size > 1 else []
+    for part in ("step_inputs", "embed", "decode", "prefill", "scan", *slices):
         assert any(part in name for name in found["names"]), part
