@@ -5,7 +5,6 @@ from __future__ import annotations
 import gc
 from typing import Any
 
-from octavo_server.distributed.group import Group
 from octavo_server.distributed.orders import Capture, Run
 from octavo_server.distributed.workers import Workers
 from octavo_server.engine.launched import Launched
@@ -19,8 +18,8 @@ class LeadingRunner:
     one rank left a step out, the others would wait for it, and their caches would differ.
     """
 
-    def __init__(self, runner: Runner, workers: Workers, group: Group) -> None:
-        self._runner, self._workers, self._group = runner, workers, group
+    def __init__(self, runner: Runner, workers: Workers) -> None:
+        self._runner, self._workers = runner, workers
         self.has_graphs = runner.has_graphs
 
     def launch(self, step: Step) -> Launched:
@@ -51,5 +50,6 @@ class LeadingRunner:
         # NOTE: graphs hold on to the group's communicator, which waits for them.
         runner: Any = None
         self._runner = runner
+        gc.unfreeze()  # a start may have frozen them
         gc.collect()
-        self._workers.close(self._group)
+        self._workers.close()

@@ -17,13 +17,19 @@ class Settings(msgspec.Struct, kw_only=True):
     thread that lives as long as its process does.
     """
 
-    config: EngineConfig
     rank: int
+    size: int
     ring: Handles
     meeting: int
     reports: int
     parent_pid: int
     parent_lives: bool
+
+
+class Load(msgspec.Struct, tag="load"):
+    """Load this rank's part of a model, in the place of one that it may have."""
+
+    config: EngineConfig
 
 
 class Measure(msgspec.Struct, tag="measure"):
@@ -51,7 +57,11 @@ class Leave(msgspec.Struct, tag="leave"):
     """Leave the group, and end."""
 
 
-Order = Measure | Serve | Capture | Run | Leave
+Order = Load | Measure | Serve | Capture | Run | Leave
+
+
+class Settled(msgspec.Struct, tag="settled"):
+    """The model that it was told to load is there and can be cut so; the group may meet."""
 
 
 class Measured(msgspec.Struct, tag="measured"):
@@ -68,4 +78,4 @@ class RankFailed(msgspec.Struct, tag="failed"):
     exit_code: int = 1
 
 
-Report = Measured | RankFailed
+Report = Settled | Measured | RankFailed

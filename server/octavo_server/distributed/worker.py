@@ -21,6 +21,7 @@ import msgspec
 from octavo_server.distributed.orders import (
     Capture,
     Leave,
+    Load,
     Measure,
     Measured,
     Order,
@@ -29,6 +30,7 @@ from octavo_server.distributed.orders import (
     Run,
     Serve,
     Settings,
+    Settled,
 )
 from octavo_server.distributed.ring import Reader
 from octavo_server.engine.parent import end_with_parent
@@ -48,7 +50,7 @@ def main() -> int:
     for descriptor in (*settings.ring.all, settings.meeting, settings.reports):
         os.set_inheritable(descriptor, False)  # compilers that this process starts
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # rank 0 decides
-    name = f"rank {settings.rank} of {settings.config.tensor_parallel_size}"
+    name = f"rank {settings.rank} of {settings.size}"
     logging.basicConfig(level=logging.INFO, format=f"%(asctime)s {name} %(levelname)s %(message)s")
     try:
         _obey(settings)
@@ -72,35 +74,44 @@ def _obey(settings: Settings) -> None:
     from octavo_server.distributed.workers import join
     from octavo_server.engine.rank import Rank
 
-    rank = Rank(settings.config, lambda _: None, settings.rank)
-    if rank.device.type == "cuda":
-        from octavo_kernels import compile_cache
-
-        compile_cache.install()
-    group = join(settings.rank, rank.size, settings.meeting, rank.device)
-    rank.load(group)
     reader = Reader(settings.ring, settings.rank - 1)
     decoder: msgspec.msgpack.Decoder[Order] = msgspec.msgpack.Decoder(Order)
-    runner = None
-    gc.collect()
-    gc.freeze()
+    group = rank = runner = None
     while True:
-        order = decoder.decode(reader.receive())
-        match order:
+        match decoder.decode(reader.receive()):
             case Run(step):
                 assert runner is not None
                 runner.launch(step)
+            case Load(config):
+                # NOTE: graphs hold on to the group's communicator, which waits for them.
+                rank = runner = None
+                gc.collect()
+                rank = Rank(config, lambda _: None, settings.rank)
+                report(settings, Settled())
+                if group is None:
+                    group = join(settings.rank, settings.size, settings.meeting, rank.device)
+                    if rank.device.type == "cuda":
+                        # Later: imports triton.
+                        from octavo_kernels import compile_cache
+
+                        compile_cache.install()
+                rank.load(group)
+                gc.collect()
+                gc.freeze()
             case Measure():
+                assert rank is not None
                 report(settings, Measured(rank.measure()))
             case Serve(num_blocks, max_model_len):
+                assert rank is not None
                 runner = rank.runner(num_blocks, max_model_len)
             case Capture():
                 assert runner is not None
                 runner.capture()
             case Leave():
-                runner = None
+                rank = runner = None
                 gc.collect()
-                group.close()
+                if group is not None:
+                    group.close()
                 return
 
 

@@ -23,7 +23,15 @@ import torch
 
 from octavo_server.config import EngineConfig
 from octavo_server.distributed.group import Group
-from octavo_server.distributed.orders import Leave, Measured, Order, RankFailed, Report, Settings
+from octavo_server.distributed.orders import (
+    Leave,
+    Measured,
+    Order,
+    RankFailed,
+    Report,
+    Settings,
+    Settled,
+)
 from octavo_server.distributed.ring import Writer, make_ring
 from octavo_server.errors import EngineDead, InvalidSettings, StartupError
 
@@ -61,7 +69,8 @@ class Workers:
         self._meeting = os.memfd_create("octavo-meeting")
         self._reports: list[int] = []  # a pipe from each
         self._report_ends: list[int] = []  # theirs, until they are told of them
-        self._measured: queue.SimpleQueue[int] = queue.SimpleQueue()
+        self._answers: queue.SimpleQueue[Settled | Measured] = queue.SimpleQueue()
+        self._group: Group | None = None
         self._failure: RankFailed | None = None
         self._failed = threading.Event()
         self._closing = False
@@ -81,13 +90,13 @@ class Workers:
             env=environment,
         )
 
-    def start(self, config: EngineConfig) -> None:
-        """Tell them what to load; `config` names files of this host."""
+    def start(self) -> None:
+        """Tell them who they are. Orders and a watch over them can follow."""
         lasting = threading.current_thread() is threading.main_thread()
         for rank, process in enumerate(self._processes, 1):
             settings = Settings(
-                config=config,
                 rank=rank,
+                size=self._size,
                 ring=self._ring,
                 meeting=self._meeting,
                 reports=self._report_ends[rank - 1],
@@ -103,8 +112,12 @@ class Workers:
         threading.Thread(target=self._watch, name="ranks-watch", daemon=True).start()
 
     def join(self, device: torch.device) -> Group:
-        """Rank 0's end of the group, once all ranks are there."""
-        return join(0, self._size, self._meeting, device)
+        """Rank 0's end of the group, once all ranks are there: those that could not use it would
+        not come.
+        """
+        self._answers_of_all()
+        self._group = join(0, self._size, self._meeting, device)
+        return self._group
 
     def order(self, order: Order) -> None:
         """Raises EngineDead where the group has failed."""
@@ -113,12 +126,16 @@ class Workers:
 
     def smallest_measured(self, own: int) -> int:
         """The least of all ranks' bytes for the cache."""
-        found = [own]
-        while len(found) < self._size:
+        answers = self._answers_of_all()
+        return min(own, *(answer.cache_bytes for answer in answers if isinstance(answer, Measured)))
+
+    def _answers_of_all(self) -> list[Settled | Measured]:
+        found: list[Settled | Measured] = []
+        while len(found) < self._size - 1:
             with suppress(queue.Empty):
-                found.append(self._measured.get(timeout=_LOOK_SECONDS))
+                found.append(self._answers.get(timeout=_LOOK_SECONDS))
             self._check()
-        return min(found)
+        return found
 
     def started(self, step_seconds: float) -> None:
         """From here on a step may take so long."""
@@ -148,28 +165,36 @@ class Workers:
         found.reason, found.exit_code = self._failure.reason, self._failure.exit_code
         return found
 
-    def close(self, group: Group | None = None) -> None:
-        """End them: orderly if they were told to load and nothing failed. Idempotent."""
+    def close(self) -> None:
+        """End them: orderly if they are in the group and nothing failed. Idempotent."""
         if self._closing:
             return
-        orderly = not self._failed.is_set() and group is not None
+        orderly = self._group is not None and self._failure is None
+        if self._failure is None:
+            self._failure = RankFailed("EngineFailed", "the engine was closed")
         self._closing = True
-        try:
-            if orderly and group is not None:
-                with suppress(EngineDead):
-                    self.order(Leave())
-                    leaving = threading.Thread(target=group.close, daemon=True)
-                    leaving.start()
-                    leaving.join(_LEAVE_SECONDS)
-                deadline = time.monotonic() + _LEAVE_SECONDS
-                for process in self._processes:
-                    with suppress(subprocess.TimeoutExpired):
-                        process.wait(max(0.0, deadline - time.monotonic()))
-        finally:
-            self._kill()
-            for descriptor in (*self._ring.all, self._meeting, *self._report_ends):
-                os.close(descriptor)
-            self._report_ends.clear()
+        if orderly:
+            # Their ends of the group are closed while this one is.
+            with suppress(OSError):
+                self._writer.send(self._encoder.encode(Leave()))
+            self._leave_group()
+            deadline = time.monotonic() + _LEAVE_SECONDS
+            for process in self._processes:
+                with suppress(subprocess.TimeoutExpired):
+                    process.wait(max(0.0, deadline - time.monotonic()))
+        self._kill()
+        if not orderly:
+            self._leave_group()
+        for descriptor in (*self._ring.all, self._meeting, *self._report_ends):
+            os.close(descriptor)
+        self._report_ends.clear()
+
+    def _leave_group(self) -> None:
+        if self._group is not None:
+            # May wait for ranks that are gone.
+            leaving = threading.Thread(target=self._group.close, daemon=True)
+            leaving.start()
+            leaving.join(_LEAVE_SECONDS)
 
     def _kill(self) -> None:
         for process in self._processes:
@@ -213,10 +238,10 @@ class Workers:
                 *lines, buffers[descriptor] = (buffers[descriptor] + read).split(b"\n")
                 for line in lines:
                     report: Report = msgspec.json.decode(line, type=Report)
-                    if isinstance(report, Measured):
-                        self._measured.put(report.cache_bytes)
-                    else:
+                    if isinstance(report, RankFailed):
                         said[rank] = report
+                    else:
+                        self._answers.put(report)
             if self._failed.is_set():
                 break
         for descriptor in self._reports:

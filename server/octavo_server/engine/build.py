@@ -10,7 +10,7 @@ import torch
 from octavo_server.config import EngineConfig
 from octavo_server.distributed.group import SOLO, Group
 from octavo_server.distributed.leading_runner import LeadingRunner
-from octavo_server.distributed.orders import Measure, Serve
+from octavo_server.distributed.orders import Load, Measure, Serve
 from octavo_server.distributed.workers import STEP_SECONDS, OnFailure, Workers, local_config
 from octavo_server.engine.block_pool import BlockPool
 from octavo_server.engine.core import EngineCore
@@ -68,7 +68,8 @@ def _build(
     group: Group = SOLO
     if workers is not None:
         path, kind = str(rank.source.path), device.type
-        workers.start(local_config(config, path, rank.dtype_name, kind))
+        workers.start()
+        workers.order(Load(local_config(config, path, rank.dtype_name, kind)))
         progress(f"waiting for {rank.size - 1} more rank{'s' * (rank.size > 2)} on {kind}")
         group = workers.join(device)
     compiling = None
@@ -101,7 +102,7 @@ def _build(
     else:
         workers.order(Serve(plan.num_blocks, plan.max_model_len))
         own = rank.runner(plan.num_blocks, plan.max_model_len)
-        runner = LeadingRunner(own, workers, group)
+        runner = LeadingRunner(own, workers)
     core = _core(rank, plan, runner)
     _first_step(core, progress)
     _capture_graphs(runner, progress)
