@@ -269,7 +269,7 @@ class BestOfSlice(Protocol):
 
 class BestOfAll(Protocol):
     def __call__(self, candidates: Tensor, rows: Tensor, state: SamplingRows) -> Tensor:
-        """The second half: int64 `[n, ranks]` -> int64 `[n]` ids, left in `last_tokens[rows]`."""
+        """The second half: int64 `[ranks, n]` -> int64 `[n]` ids, left in `last_tokens[rows]`."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -62,8 +62,9 @@ def join_kernel(
 def choose_kernel(
     out,  # int64 [n]
     last_tokens,  # int64 [max_rows + 1], written at rows
-    candidates,  # int64 [n, ranks]
+    candidates,  # int64 [ranks, n]
     rows,  # int32 [n]
+    count,  # n
     ranks,
     RANKS: tl.constexpr,  # power of 2, >= ranks
     PDL: tl.constexpr,
@@ -74,7 +75,7 @@ def choose_kernel(
         gdc_wait()
     index = tl.program_id(0).to(tl.int64)
     rank = tl.arange(0, RANKS)
-    place = candidates + index * ranks + rank
+    place = candidates + rank.to(tl.int64) * count + index
     best = tl.max(tl.load(place, mask=rank < ranks, other=-0x8000000000000000), 0)
     winner = 0x7FFFFFFF - (best & 0xFFFFFFFF)
     tl.store(out + index, winner)
@@ -111,13 +112,13 @@ def best_of_slice_triton(
 
 
 def best_of_all_triton(candidates: Tensor, rows: Tensor, state: SamplingRows) -> Tensor:
-    count, ranks = candidates.shape
+    ranks, count = candidates.shape
     out = torch.empty(count, dtype=torch.int64, device=candidates.device)
     if count == 0:
         return out
     assert candidates.is_contiguous()
     choose_kernel[(count,)](
-        out, state.last_tokens, candidates, rows, ranks,
+        out, state.last_tokens, candidates, rows, count, ranks,
         RANKS=next_power_of_2(ranks), num_warps=1, **launch_options(candidates.device.index),
     )  # fmt: skip
     return out
@@ -143,7 +144,7 @@ def best_of_slice_torch(
 
 
 def best_of_all_torch(candidates: Tensor, rows: Tensor, state: SamplingRows) -> Tensor:
-    drawn = LARGEST - (candidates.amax(1) & LOW_BITS)
+    drawn = LARGEST - (candidates.amax(0) & LOW_BITS)
     state.last_tokens[rows.long()] = drawn
     return drawn
 
@@ -182,7 +183,7 @@ def variants() -> list[Variant]:
             kernel=choose_kernel,
             signature={
                 "out": "*i64", "last_tokens": "*i64", "candidates": "*i64", "rows": "*i32",
-                "ranks": "i32",
+                "count": "i32", "ranks": "i32",
             },
             constants={"RANKS": 2, "PDL": False},
             divisible=("out", "last_tokens", "candidates", "rows"),

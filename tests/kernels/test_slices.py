@@ -40,7 +40,7 @@ def by_slices(
         part[:, : there.shape[1]] = there
         found.append(ops.best_of_slice(part, rows, positions, state, first))
         first += width
-    return ops.best_of_all(torch.stack(found, dim=1), rows, state)
+    return ops.best_of_all(torch.stack(found), rows, state)
 
 
 @pytest.mark.parametrize("name", sorted(DEVICES))
@@ -86,7 +86,7 @@ def test_candidates_compare_as_score_then_lowest_id(found: list[tuple[float, int
     )
     expected = max(found, key=lambda pair: (pair[0], -pair[1]))
     state, rows = state_of([0.0], "cpu"), torch.zeros(1, dtype=torch.int32)
-    assert best_of_all_torch(packed[None], rows, state).tolist() == [expected[1]]
+    assert best_of_all_torch(packed[:, None], rows, state).tolist() == [expected[1]]
 
 
 def test_zeros_are_equal_and_infinities_are_ends() -> None:

@@ -43,7 +43,8 @@ _MEETING_SECONDS = 900.0
 sooner than that, by rank 0."""
 
 _LOOK_SECONDS = 0.5
-_LEAVE_SECONDS = 5.0
+_LEAVE_SECONDS = 2.0
+_STUCK_SECONDS = 5.0
 _LAST_WORDS_SECONDS = 2.0
 """From a collective that failed until it is known which rank's death was the cause."""
 
@@ -165,11 +166,11 @@ class Workers:
         found.reason, found.exit_code = self._failure.reason, self._failure.exit_code
         return found
 
-    def close(self) -> None:
-        """End them: orderly if they are in the group and nothing failed. Idempotent."""
+    def close(self, *, orderly: bool = True) -> None:
+        """End them; `orderly` only if they are in the group and nothing failed. Idempotent."""
         if self._closing:
             return
-        orderly = self._group is not None and self._failure is None
+        orderly = orderly and self._group is not None and self._failure is None
         if self._failure is None:
             self._failure = RankFailed("EngineFailed", "the engine was closed")
         self._closing = True
@@ -266,7 +267,7 @@ class Workers:
         if self._on_failure is not None:
             self._on_failure(failure)
             return
-        deadline = time.monotonic() + _LEAVE_SECONDS
+        deadline = time.monotonic() + _STUCK_SECONDS
         stuck = self._step_began
         while stuck is not None and self._step_began == stuck and not self._closing:
             if time.monotonic() > deadline:

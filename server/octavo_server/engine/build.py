@@ -50,7 +50,7 @@ def build_engine(
         return _build(config, progress, workers)
     except BaseException as error:
         found = workers.startup_error(error)
-        workers.close()
+        workers.close(orderly=False)  # they may wait for this rank
         # What the error's traceback holds must not hold memory of a device.
         raise found from (error if found is not error else None)
 

@@ -49,4 +49,5 @@ class Head:
         own = self._ops.best_of_slice(
             self._model.logits(residual), rows, positions, state, self._first_id
         )
-        return self._ops.best_of_all(self._group.all_gather(own[:, None]), rows, state)
+        every = self._group.all_gather(own[None]).view(self._group.size, -1)
+        return self._ops.best_of_all(every, rows, state)

@@ -57,6 +57,14 @@ def main() -> int:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s engine %(levelname)s %(message)s")
     context = zmq.Context()
     outputs = Sender(context, settings.outputs_address)
+    code = _run(context, settings, outputs)
+    if settings.config.tensor_parallel_size > 1:
+        sys.stderr.flush()
+        os._exit(code)  # not through destructors that might wait for other ranks
+    return code
+
+
+def _run(context: zmq.Context[zmq.Socket[bytes]], settings: Settings, outputs: Sender) -> int:
     try:
         return _serve(context, settings, outputs)
     except StartupError as error:

@@ -103,7 +103,9 @@ def draw(model: Any, group: Group, temperature: float, step: int) -> list[int]:
     )  # fmt: skip
     positions = torch.full((count,), step, dtype=torch.int64, device=device)
     own = ops.best_of_slice(model.own, rows, positions, state, model.shard.first_id)
-    found: list[int] = ops.best_of_all(group.all_gather(own[:, None]), rows, state).tolist()
+    found: list[int] = ops.best_of_all(
+        group.all_gather(own[None]).view(group.size, -1), rows, state
+    ).tolist()
     assert state.last_tokens.tolist() == found
     return found
 

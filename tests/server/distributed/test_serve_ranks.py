@@ -9,12 +9,14 @@ import os
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import httpx
 import psutil
 import pytest
-from tests.server.api.test_serve_process import LONG, START_SECONDS, Process, stream
+from tests.server.api.test_serve_process import LONG, START_SECONDS, Process
 from tests.server.tiny_models import make_tiny
 
 pytestmark = pytest.mark.xdist_group("ranks")
@@ -77,10 +79,23 @@ def test_two_ranks_answer_as_one_and_leave_when_asked(
     assert "Traceback" not in server.errors.read_text()
 
 
+def read(server: Server, lines: list[str]) -> None:
+    """A stream's lines, as far as they come."""
+    body = {**LONG, "stream": True}
+    with (
+        suppress(httpx.HTTPError),
+        server.http.stream("POST", "/v1/completions", json=body) as answer,
+    ):
+        lines.extend(filter(None, answer.iter_lines()))  # one by one
+
+
 @pytest.mark.parametrize("name", ["api", "engine", "worker"])
 def test_one_killed_under_load_is_the_end_of_all(name: str, server: Server) -> None:
     shared = set(os.listdir("/dev/shm"))
-    thread, lines = stream(server, **LONG)
+    lines: list[str] = []
+    thread = threading.Thread(target=read, args=(server, lines))
+    thread.start()
+    server.wait(lambda: len(lines) > 3)
     waiting: list[Any] = []
     others = [
         threading.Thread(
@@ -95,10 +110,9 @@ def test_one_killed_under_load_is_the_end_of_all(name: str, server: Server) -> N
     time.sleep(0.3)
     began = time.monotonic()
     server.parts[name].kill()
+    for each in (thread, *others):
+        each.join(END_SECONDS)
     if name != "api":
-        thread.join(END_SECONDS)
-        for other in others:
-            other.join(END_SECONDS)
         assert time.monotonic() - began < 5  # clients know at once
         who = "rank 1 of 2 ended by" if name == "worker" else "the engine process ended by"
         assert lines[-2] == "event: error"
