@@ -2,6 +2,7 @@
 
     python benchmarks/gpu.py --tokenizer FOLDER                 # every row, in under 9 minutes
     python benchmarks/gpu.py --tokenizer FOLDER --rows llama,s1_50
+    python benchmarks/gpu.py --tokenizer FOLDER --tp 2          # rows of two GPUs of one host
     python benchmarks/gpu.py --merge A.json B.json              # runs of one commit and GPU model
     python benchmarks/gpu.py --plot                             # the pictures, from the JSON alone
     python benchmarks/gpu.py --tokenizer FOLDER --tiny          # a rehearsal on a CPU
@@ -25,6 +26,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.rows import plots, results
 from benchmarks.rows.groups import group_argv, run_group
+from benchmarks.rows.parallel import rows_at
 from benchmarks.rows.specification import (
     GROUPS,
     ROWS,
@@ -38,7 +40,8 @@ from benchmarks.rows.specification import (
 from benchmarks.rows.workloads import MODELS, model
 from benchmarks.servers import ROOT
 
-DEFAULT_OUT = Path(__file__).with_name("results") / "gpu-h100.json"
+RESULTS = Path(__file__).with_name("results")
+DEFAULT_OUT = RESULTS / "gpu-h100.json"
 TINY_OUT = ROOT / ".cache" / "gpu-tiny.json"
 LOGS = ROOT / ".cache" / "logs"
 
@@ -105,11 +108,11 @@ class Collected:
             if row.scenario in self._begun
         ]
         now = {**self._head, "rows": entries}
-        return now if self._before is None else results.merge(self._before, now)
+        return results.scaled(now) if self._before is None else results.merge(self._before, now)
 
 
 def measure(args: argparse.Namespace) -> results.Result:
-    rows = choose([part for part in (args.rows or "").split(",") if part])
+    rows = choose([part for part in (args.rows or "").split(",") if part], rows_at(args.tp))
     groups = scenarios_of(rows)
     estimate = estimate_seconds(groups)
     print(
@@ -119,6 +122,7 @@ def measure(args: argparse.Namespace) -> results.Result:
     commit = args.commit or results.commit_here(ROOT)
     collected = Collected(rows, earlier(args.out, commit), args.out, commit)
     options = ["--repeats", str(args.repeats), *(["--tiny"] if args.tiny else [])]
+    options += ["--tp", str(args.tp)] if args.tp > 1 else []
     began = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="octavo-bench-") as folder:
         folders = {
@@ -168,6 +172,7 @@ def parse() -> argparse.Namespace:
         epilog=f"rows: {', '.join(ROWS)}; {len(SCENARIOS)} scenarios",
     )
     parser.add_argument("--rows", help="ids or beginnings of ids, separated by commas")
+    parser.add_argument("--tp", type=int, choices=[1, 2], default=1, help="GPUs of an engine")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--tokenizer", type=Path, help="a folder with tokenizer.json")
     parser.add_argument("--out", type=Path, help=f"default {DEFAULT_OUT.relative_to(ROOT)}")
@@ -182,12 +187,13 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--plot", action="store_true", help="the pictures of --out")
     parser.add_argument("--markdown", action="store_true", help="the table of --out for a page")
     args = parser.parse_args()
-    args.out = args.out or (TINY_OUT if args.tiny else DEFAULT_OUT)
+    default = TINY_OUT if args.tiny else DEFAULT_OUT
+    args.out = args.out or (default if args.tp == 1 else default.with_stem(default.stem + "-tp2"))
     if not (args.merge or args.plot or args.markdown):
         if args.tokenizer is None or not (args.tokenizer / "tokenizer.json").is_file():
             parser.error("--tokenizer FOLDER: a folder that holds a tokenizer.json")
         try:
-            choose([part for part in (args.rows or "").split(",") if part])
+            choose([part for part in (args.rows or "").split(",") if part], rows_at(args.tp))
         except ValueError as error:
             parser.error(str(error))
     return args
@@ -212,6 +218,10 @@ def main() -> None:
             result = measure(args)
     except results.CannotMerge as error:
         sys.exit(f"error: {error}")
+    alone = [entry for entry in result["rows"] if entry.get("tp", 1) == 1]
+    if len(alone) < len(result["rows"]):
+        print(results.table(result))
+        sys.exit(any(entry["value"] is None for entry in result["rows"]))
     for path in plots.draw(result, args.out.with_suffix("")):
         print(path, file=sys.stderr)
     print(results.table(result))

@@ -170,6 +170,8 @@ def group_argv(group: str, folders: dict[str, Path], logs: Path, options: list[s
     assert group in GROUPS
     module = "over_http" if kind == "http" else kind
     argv = [sys.executable, "-m", f"benchmarks.rows.{module}"]
+    if kind == "collectives":
+        return [*argv, *options]
     if kind == "live":
         return [*argv, "--folder", str(folders["gpt2"]), "--logs", str(logs), *options]
     argv += ["--model", key, "--folder", str(folders[key])]

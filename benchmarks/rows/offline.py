@@ -155,13 +155,14 @@ def main() -> None:
     parser.add_argument("--scenarios", required=True)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--tiny", action="store_true")
+    parser.add_argument("--tp", type=int, default=1)
     parser.add_argument("--engine-only", action="store_true")
     args = parser.parse_args()
 
     from octavo_server import LLM
 
     began = time.perf_counter()
-    llm = LLM(str(args.folder), **model(args.model, tiny=args.tiny).settings())
+    llm = LLM(str(args.folder), **model(args.model, tiny=args.tiny, tp=args.tp).settings())
     print(f"engine after {time.perf_counter() - began:.1f} s: {llm.core.ready}", flush=True)
     # As the engine's own process does; without it each full collection walks what start-up made.
     gc.collect()
@@ -174,6 +175,7 @@ def main() -> None:
         # After a device error every launch fails: a new process has to take the rest.
         if outcome.failed and not bench.lives():
             sys.exit("the engine does not live any more")
+    llm.close()
 
 
 if __name__ == "__main__":

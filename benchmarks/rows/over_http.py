@@ -53,7 +53,7 @@ class HttpRows:
         self._folder: Path = args.folder
         self._clients = clients
         self._exits = exits
-        self._model = model(args.model, tiny=args.tiny)
+        self._model = model(args.model, tiny=args.tiny, tp=args.tp)
         self._sizes = TINY if args.tiny else FULL
         self._cache = Path(tempfile.mkdtemp(prefix="cache-", dir=args.folder.parent))
         self._cache_filled = False
@@ -234,6 +234,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--start-limit", type=float, default=140, help="seconds of one start")
     parser.add_argument("--tiny", action="store_true")
+    parser.add_argument("--tp", type=int, default=1)
     args = parser.parse_args()
     with ExitStack() as exits:
         clients = exits.enter_context(Clients(2 if args.tiny else _PROCESSES))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import json
 import os
@@ -15,7 +16,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from benchmarks.rows.specification import ROWS, Row
+from benchmarks.rows.parallel import RELATIVE, rows_at
+from benchmarks.rows.specification import Row
 
 Result = dict[str, Any]
 """{"machine": {...}, "commit", "versions": {...}, "rows": [row_entry(...), ...]}"""
@@ -42,6 +44,8 @@ def row_entry(
         "repeats": len(samples),
         "samples": list(samples),
     }
+    if row.tp > 1:
+        entry["tp"] = row.tp
     if facts:
         entry["facts"] = facts
     if error is not None:
@@ -60,13 +64,45 @@ def merge(one: Result, other: Result) -> Result:
     ):
         if left != right:
             raise CannotMerge(f"the results are of different {what}: {left} and {right}")
-    rows = {entry["id"]: entry for entry in one["rows"]}
+    rows = {_key(entry): entry for entry in one["rows"]}
     for entry in other["rows"]:
-        if entry["value"] is not None or entry["id"] not in rows:
-            rows[entry["id"]] = entry
-    known = list(ROWS)
-    ordered = sorted(rows.values(), key=lambda entry: known.index(entry["id"]))
-    return {**one, **other, "rows": ordered}
+        if entry["value"] is not None or _key(entry) not in rows:
+            rows[_key(entry)] = entry
+    ordered = sorted(rows.values(), key=_place)
+    return scaled({**one, **other, "rows": ordered})
+
+
+def scaled(result: Result) -> Result:
+    """With each row of several GPUs beside the same row of one, where the result has both."""
+    alone = {entry["id"]: entry["value"] for entry in result["rows"] if entry.get("tp", 1) == 1}
+    rows = []
+    for entry in result["rows"]:
+        tp, one, value = entry.get("tp", 1), alone.get(entry["id"]), entry["value"]
+        if tp > 1 and one and value:
+            row = row_of(entry)
+            times = value / one if row.better == "higher" else one / value
+            entry = {**entry, "times_one_gpu": round(times, 3), "efficiency": round(times / tp, 3)}
+            if entry["id"] in RELATIVE:
+                must, aim = (part * one for part in RELATIVE[entry["id"]])
+                bounded = dataclasses.replace(row, must=must, aim=aim)
+                entry |= {"must": must, "aim": aim, "verdict": bounded.verdict(value)}
+        rows.append(entry)
+    return {**result, "rows": rows}
+
+
+def row_of(entry: dict[str, Any]) -> Row:
+    """The row of which this is the figure, with the bounds that the file has."""
+    row = rows_at(entry.get("tp", 1))[entry["id"]]
+    return dataclasses.replace(row, must=entry["must"], aim=entry["aim"])
+
+
+def _key(entry: dict[str, Any]) -> tuple[str, int]:
+    return entry["id"], entry.get("tp", 1)
+
+
+def _place(entry: dict[str, Any]) -> tuple[int, int]:
+    tp = entry.get("tp", 1)
+    return tp, list(rows_at(tp)).index(entry["id"])
 
 
 def read(path: Path) -> Result:
@@ -88,11 +124,12 @@ def table(result: Result) -> str:
     head += f"{'vLLM*':>10}{'x':>6}{'must':>9}{'aim':>9}  verdict"
     lines = [head, "-" * len(head)]
     for entry in result["rows"]:
-        row = ROWS[entry["id"]]
+        row = row_of(entry)
         value = entry["value"]
         spread = "-" if value is None else " - ".join(_figure(each) for each in entry["spread"])
         times = None if value is None else row.times_vllm(value)
-        line = f"{row.id:<20}{_figure(value):>10} {row.unit:<10}{spread:>20}{entry['repeats']:>3}"
+        name = row.id if row.tp == 1 else f"{row.id} tp{row.tp}"
+        line = f"{name:<20}{_figure(value):>10} {row.unit:<10}{spread:>20}{entry['repeats']:>3}"
         line += f"{_figure(row.vllm):>10}{'-' if times is None else f'{times:.2f}':>6}"
         line += f"{_figure(row.must):>9}{_figure(row.aim):>9}  {entry['verdict']}"
         lines.append(line)
@@ -111,11 +148,11 @@ def markdown(result: Result) -> str:
         "|---|---|---|---|---|---|---|",
     ]
     for entry in result["rows"]:
-        row, value = ROWS[entry["id"]], entry["value"]
+        row, value = row_of(entry), entry["value"]
         times = None if value is None else row.times_vllm(value)
         spread = "-" if value is None else "-".join(_figure(each) for each in entry["spread"])
         cells = [
-            f"`{row.id}`: {row.title}",
+            f"`{row.id}`: {row.title}" + (f", {row.tp} GPUs" if row.tp > 1 else ""),
             f"**{_figure(value)}** {row.unit}",
             f"{spread} ({entry['repeats']})",
             _figure(row.vllm),

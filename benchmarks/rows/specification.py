@@ -7,7 +7,7 @@ unit that is run, repeated and timed; one scenario may give several rows.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -17,7 +17,9 @@ Verdict = Literal["aim", "must", "below", "failed", ""]
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One figure. `vllm`, `must` and `aim` are in `unit`; None where there is no such figure."""
+    """One figure, by its id and `tp`. `vllm`, `must` and `aim` are in `unit`; None where there is
+    no such figure.
+    """
 
     id: str
     title: str
@@ -27,6 +29,7 @@ class Row:
     vllm: float | None = None
     must: float | None = None
     aim: float | None = None
+    tp: int = 1  # GPUs
 
     def at_least(self, value: float, bound: float) -> bool:
         """Whether `value` is as good as `bound`."""
@@ -67,6 +70,8 @@ class Scenario:
 GROUPS: dict[str, float] = {
     "offline-qwen": 25,
     "offline-llama": 30,
+    "offline-llama70b": 60,
+    "collectives-allreduce": 0,
     "http-gpt2": 5,
     "http-llama": 5,
     "live": 0,
@@ -89,6 +94,9 @@ SCENARIOS = {
         Scenario("llama_prefill", "offline-llama", 4, 30),
         Scenario("llama_prefix", "offline-llama", 12, 60),
         Scenario("llama_s2", "offline-llama", 27, 90),
+        Scenario("llama70b_single", "offline-llama70b", 10, 60),
+        Scenario("llama70b_batch", "offline-llama70b", 12, 60),
+        Scenario("allreduce", "collectives-allreduce", 60, 150),
         Scenario("gpt2_cold", "http-gpt2", 35, _START_LIMIT_SECONDS),
         Scenario("gpt2_warm", "http-gpt2", 15, _START_LIMIT_SECONDS),
         Scenario("gpt2_one", "http-gpt2", 4, 30),
@@ -162,18 +170,18 @@ ROWS = {
 }  # fmt: skip
 
 
-def choose(patterns: Sequence[str]) -> list[Row]:
+def choose(patterns: Sequence[str], rows: Mapping[str, Row] = ROWS) -> list[Row]:
     """Rows by id, or by the beginning of their ids ("llama"); all of them for an empty list.
 
     Raises ValueError for a pattern that names none.
     """
     chosen: set[str] = set()
     for pattern in patterns:
-        named = {pattern} if pattern in ROWS else {i for i in ROWS if i.startswith(pattern)}
+        named = {pattern} if pattern in rows else {i for i in rows if i.startswith(pattern)}
         if not named:
-            raise ValueError(f"no row is called or begins with {pattern!r}: {', '.join(ROWS)}")
+            raise ValueError(f"no row is called or begins with {pattern!r}: {', '.join(rows)}")
         chosen |= named
-    return [row for row in ROWS.values() if row.id in chosen or not patterns]
+    return [row for row in rows.values() if row.id in chosen or not patterns]
 
 
 def scenarios_of(rows: Iterable[Row]) -> dict[str, list[Scenario]]:

@@ -58,6 +58,12 @@ LLAMA_8B: dict[str, Any] = {
     "tie_word_embeddings": False,
     "dtype": "bfloat16",
 }
+LLAMA_70B: dict[str, Any] = LLAMA_8B | {
+    "hidden_size": 8192,
+    "intermediate_size": 28672,
+    "num_hidden_layers": 80,
+    "num_attention_heads": 64,
+}
 QWEN3_06B: dict[str, Any] = {
     "architectures": ["Qwen3ForCausalLM"],
     "model_type": "qwen3",
@@ -101,6 +107,7 @@ class Model:
     max_model_len: int | None = None  # None: the model's own, as vLLM ran
     device: str = "cuda"
     kv_cache_memory_bytes: int | None = None
+    tp: int = 1
 
     @property
     def vocab_size(self) -> int:
@@ -115,6 +122,7 @@ class Model:
             "gpu_memory_utilization": self.utilization,
             "max_model_len": self.max_model_len,
             "kv_cache_memory_bytes": self.kv_cache_memory_bytes,
+            "tensor_parallel_size": self.tp if self.tp > 1 else None,
         }
         return {name: value for name, value in found.items() if value is not None}
 
@@ -141,13 +149,16 @@ class Model:
 MODELS = {
     "gpt2": Model("gpt2-large", GPT2_LARGE, "float16", 0.7),
     "llama": Model("llama-8b", LLAMA_8B, "bfloat16", 0.9, max_model_len=8192),
+    "llama70b": Model("llama-70b", LLAMA_70B, "bfloat16", 0.95, max_model_len=4096),
     "qwen": Model("qwen3-0.6b", QWEN3_06B, "bfloat16", 0.9),
 }
 
 
-def model(key: str, *, tiny: bool) -> Model:
-    """One of MODELS; `tiny` keeps its family and switches but fits a CPU's milliseconds."""
-    full = MODELS[key]
+def model(key: str, *, tiny: bool, tp: int = 1) -> Model:
+    """One of MODELS on `tp` GPUs; `tiny` keeps its family and switches but fits a CPU's
+    milliseconds.
+    """
+    full = replace(MODELS[key], tp=tp)
     if not tiny:
         return full
     return replace(
