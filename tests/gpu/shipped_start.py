@@ -4,7 +4,7 @@
 
 The last line is JSON: `compiled` (names, by Triton's listener), `from_shipped`, `from_elsewhere`
 (hits), `built` (launchers that a C compiler made), `background` (whether the start would have begun
-to compile beside), `ready_seconds` (since the process began), `device`.
+to compile beside), `ready_seconds` (since the process began), `fingerprint` of the keys, `device`.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ import psutil
 import torch
 from triton import knobs
 
+from octavo_kernels.compile_cache import fingerprint
 from octavo_server.config import EngineConfig
 from octavo_server.engine.build import build_engine
 from octavo_server.engine.core import EngineCore
@@ -106,6 +107,7 @@ def main() -> None:
                 "built": len(list(own.glob("*/*.so"))),
                 "background": any(background),
                 "ready_seconds": round(ready, 2),
+                "fingerprint": fingerprint(90),
                 "device": torch.cuda.get_device_name() if device == "cuda" else device,
             }
         )
