@@ -132,3 +132,14 @@ def test_a_largest_step_that_does_not_fit_is_refused_with_the_terms(
                  "--max-num-batched-tokens"):  # fmt: skip
         assert part in text
     assert "\n" not in text
+
+
+def test_weights_that_do_not_fit_are_refused_before_they_are_read(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    gib = 1 << 30
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda *_: (2 * gib, 79 * gib))
+    gpu = torch.device("cuda:0")
+    memory.check_weights_fit(2 * gib, gpu, 77 * gib)
+    with pytest.raises(OutOfMemory, match=r"2\.50 GiB, but 2\.00 .* 77\.00 were in use"):
+        memory.check_weights_fit(5 * gib // 2, gpu, 77 * gib)
