@@ -17,6 +17,7 @@ from octavo_server.engine.core import EngineCore
 from octavo_server.engine.memory import (
     StepBounds,
     check_host_memory,
+    check_weights_fit,
     foreign_bytes,
     measure_cache_bytes,
     stated_cache_bytes,
@@ -28,7 +29,7 @@ from octavo_server.errors import EngineDead, InvalidSettings, OutOfMemory
 from octavo_server.loading.describe import read_model_config
 from octavo_server.loading.load import load_model
 from octavo_server.loading.source import resolve_source
-from octavo_server.memory_plan import CachePlan, plan_blocks
+from octavo_server.memory_plan import CachePlan, plan_blocks, weight_bytes
 from octavo_server.sampling_params import SamplingParams
 
 STEP_TOKENS = {"cuda": 8192, "cpu": 2048}
@@ -79,6 +80,8 @@ def build_engine(config: EngineConfig, progress: Callable[[str], None]) -> Engin
     early = plan_cache(_PLENTY if stated is None else stated)
     if device.type == "cpu":
         check_host_memory(early.cache_bytes)
+    else:
+        check_weights_fit(weight_bytes(model_config, dtype_name), device, foreign)
     compiling = None
     if device.type == "cuda":
         # Late: imports triton. By module, so that a rehearsal can leave it out.
