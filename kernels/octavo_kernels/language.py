@@ -29,6 +29,12 @@ try:
                 "token_cap",
                 "wanted",
                 "min_keys",
+                "min_rows",
+                "key_page",
+                "shared_wanted",
+                "min_shared",
+                "min_saved",
+                "first_partial",
                 "tiles",
                 "chunks",
             )

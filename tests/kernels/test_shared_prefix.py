@@ -1,0 +1,205 @@
+"""Shared leading pages: found, cut, read once and joined, against the oracle and by the plan."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from octavo_kernels import attention_plan, paged_decode
+from octavo_kernels.ops import AttentionBatch
+from octavo_kernels.shared_prefix import find_shared_torch, find_shared_triton
+from octavo_kernels.tiles import Parts, Sharing
+
+from .paged_batch import PagedBatch
+from .shared_batch import Groups, make_shared_batch
+from .tables import DEVICES, assert_close, table
+
+DEVICE = DEVICES["triton"]
+SMALL = Sharing(seqs=1, rows=2, keys=16, saved_keys=1, min_keys=32, multiple=16)
+# Chunks that are full, that are not, and several of them: in float32 a tile is 16 rows.
+CASES: dict[str, tuple[Groups, list[int]]] = {
+    "five of different lengths": ([(3, [1, 5, 16, 17, 40])], []),
+    "two groups and loners": ([(5, [2, 30, 7]), (2, [9, 1])], [1, 16, 70, 33]),
+    "not a multiple of a tile": ([(7, [3, 3, 20])], [5]),
+    "one token of their own": ([(4, [1, 1, 1, 1])], []),
+    "many rows": ([(4, [1 + i % 7 for i in range(19)])], [3]),
+}
+SHAPES = {  # heads, kv heads, head size, dtype
+    "group 1 head 64": (2, 2, 64, torch.float32),
+    "group 4 head 128": (8, 2, 128, torch.float16),
+    "group 5 head 80": (5, 1, 80, torch.float32),
+    "group 8 head 64": (8, 1, 64, torch.float32),
+}
+
+
+@pytest.fixture(autouse=True, params=["one wave", "many parts"])
+def _small(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sharing from two rows and a page on; own keys in parts of 16 and more where there are many
+    parts, shared ones of 32."""
+    many = request.param == "many parts"
+    monkeypatch.setattr(attention_plan, "SHARING", SMALL)
+    monkeypatch.setattr(attention_plan, "multiprocessors", lambda _: 6 if many else 1)
+    if many:
+        monkeypatch.setattr(attention_plan, "PARTS", Parts(4, min_keys=16, multiple=16))
+    monkeypatch.setattr(PagedBatch, "planner", staticmethod(table("triton").plan_attention))
+
+
+def as_attention_batch(batch: PagedBatch) -> AttentionBatch:
+    return AttentionBatch(
+        batch.block_tables, batch.rows, batch.query_starts, batch.context_lens,
+        batch.num_decodes, batch.max_query_len, batch.max_context_len,
+    )  # fmt: skip
+
+
+def planned(batch: PagedBatch) -> AttentionBatch:
+    return table("triton").plan_attention(
+        as_attention_batch(batch), heads=batch.query.shape[1], key_cache=batch.key_cache
+    )
+
+
+def own_begins(batch: PagedBatch) -> dict[int, int]:
+    """First key that each sequence's own parts read, by the plan."""
+    plan = planned(batch).plan
+    assert plan is not None
+    begins: dict[int, int] = {}
+    for record in plan.tolist():
+        if record[0] >= 0:
+            begins[record[0]] = min(record[3], begins.get(record[0], record[3]))
+    return begins
+
+
+def check(batch: PagedBatch, wanted: list[tuple[int, int]]) -> None:
+    """The result, and that shared keys are in no sequence's own parts."""
+    begins = own_begins(batch)
+    assert [begins[seq] for seq in range(len(wanted))] == [keys for _, keys in wanted]
+    used = int(batch.query_starts[-1])
+    actual = batch.attend(table("triton").paged_attention)
+    assert_close(actual[:used], batch.expected()[:used], batch.query.dtype)
+    assert not any(counter.any() for counter in paged_decode._counters.values())
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_equals_oracle(shape: str, case: str) -> None:
+    heads, kv_heads, head_size, dtype = SHAPES[shape]
+    groups, loners = CASES[case]
+    batch, wanted = make_shared_batch(
+        groups, loners, heads=heads, kv_heads=kv_heads, head_size=head_size, dtype=dtype,
+        device=DEVICE,
+    )  # fmt: skip
+    check(batch, wanted)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_padded_rows_and_prompts_beside(seed: int) -> None:
+    """A graph's padding, and prompts in the same step (one of them repeats no pages)."""
+    for more in ({"padded_rows": 3}, {"prompts": (20, 2), "padded_rows": 1}):
+        batch, wanted = make_shared_batch(
+            [(3, [2, 9, 4])], [40], heads=4, kv_heads=1, head_size=64, device=DEVICE, seed=seed,
+            **more,
+        )  # fmt: skip
+        batch.num_decodes = len(batch.context_lens)
+        batch.max_context_len = 512
+        check(batch, wanted)
+
+
+@pytest.mark.parametrize("block_size", [8, 32])
+def test_other_pages(block_size: int) -> None:
+    batch, wanted = make_shared_batch(
+        [(5, [3, 8, 1])], [9], heads=3, kv_heads=1, head_size=64, block_size=block_size,
+        device=DEVICE,
+    )  # fmt: skip
+    check(batch, wanted)
+
+
+def test_sliding_window_reads_for_itself() -> None:
+    """The same plan serves layers with a window, whose sequences share nothing."""
+    batch, _ = make_shared_batch(
+        [(3, [2, 9, 4])], heads=4, kv_heads=1, head_size=64, device=DEVICE, window=20
+    )
+    # Pages before a window are no batch's business: those of the group's first member hold NaN.
+    assert_close(batch.attend(table("triton").paged_attention), batch.expected(), torch.float32)
+
+
+def test_the_step_s_own_page_is_not_shared() -> None:
+    """Sequences of equal tables to the end: the page with this step's token stays their own."""
+    batch, _ = make_shared_batch(
+        [(3, [16, 16, 16])], heads=1, kv_heads=1, head_size=64, device=DEVICE
+    )
+    rows = batch.rows.long()
+    batch.block_tables[rows, 3] = batch.block_tables[rows[0], 3]
+    check(batch, [(0, 48)] * 3)
+
+
+def test_one_plan_for_every_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is too little to share is left alone: too few sequences, too few keys, too few saved."""
+    batch, wanted = make_shared_batch(
+        [(4, [1, 2, 3, 4]), (2, [5, 6])], [7], heads=2, kv_heads=1, head_size=64, device=DEVICE
+    )
+    for sharing, shared in (
+        (Sharing(1, 4, 16, 1, 32, 16), (64, 0)),
+        (Sharing(1, 2, 33, 1, 32, 16), (64, 0)),
+        (Sharing(1, 2, 65, 1, 32, 16), (0, 0)),
+        (Sharing(1, 2, 16, 224, 32, 16), (64, 32)),  # 3 x 64 + 32
+        (Sharing(1, 2, 16, 225, 32, 16), (0, 0)),
+    ):
+        monkeypatch.setattr(attention_plan, "SHARING", sharing)
+        check(batch, [(group, shared[group] if group >= 0 else 0) for group, _ in wanted])
+    monkeypatch.setattr(attention_plan, "SHARING", Sharing(seqs=8, keys=16))
+    assert planned(batch).shared is None
+    check(batch, [(-1, 0)] * len(wanted))
+
+
+def test_found_as_by_hash_maps() -> None:
+    """More pages than a program compares at a time, a group that parts before its name, names that
+    are equal by chance of a page further on."""
+    contexts = [16 * 700 + 1] * 6 + [16 * 650 + 3, 16 * 2, 33, 0]
+    tables = torch.full((12, 702), -7, dtype=torch.int32)
+    tables[:10] = torch.arange(702)
+    tables[1, 640:] += 1000  # shares 640 pages
+    tables[3:6] += 5000
+    tables[4, 0] += 1  # of 3 and 5, but parts at once
+    rows = torch.tensor([3, 0, 6, 1, 4, 2, 5, 7, 8, 9], dtype=torch.int32)
+    batch = AttentionBatch(
+        tables.to(DEVICE), rows.to(DEVICE),
+        torch.tensor([*range(9), 8, 9], dtype=torch.int32, device=DEVICE),
+        torch.tensor(contexts, dtype=torch.int32, device=DEVICE), 10, 1, 1 << 15,
+    )  # fmt: skip
+    for sharing, sharers in (
+        (SMALL, 4 + 2),
+        (Sharing(rows=2, keys=48), 4),
+        (Sharing(), 4),
+        (Sharing(rows=5), 0),
+    ):
+        found = find_shared_triton(batch, 16, sharing).cpu()
+        assert torch.equal(found, find_shared_torch(batch, 16, sharing))
+        assert (found[:, 0] > 0).sum() == sharers
+
+
+@settings(
+    max_examples=25,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+@given(
+    groups=st.lists(
+        st.tuples(st.integers(1, 4), st.lists(st.integers(1, 20), min_size=2, max_size=6)),
+        max_size=3,
+    ),
+    loners=st.lists(st.integers(1, 50), max_size=3),
+    group=st.sampled_from([1, 3, 4]),
+    kv_heads=st.integers(1, 2),
+    padded_rows=st.integers(0, 2),
+    seed=st.integers(0, 99),
+)
+def test_any_batch(
+    groups: Groups, loners: list[int], group: int, kv_heads: int, padded_rows: int, seed: int
+) -> None:
+    batch, wanted = make_shared_batch(
+        groups, loners, heads=group * kv_heads, kv_heads=kv_heads, head_size=16,
+        padded_rows=padded_rows, seed=seed, device=DEVICE,
+    )  # fmt: skip
+    if wanted:
+        check(batch, wanted)
