@@ -38,6 +38,9 @@ class Sharing:
 
     # Steps of fewer sequences never look: a launch more, though empty, is about 1 us a layer.
     seqs: int = 16
+    # Likewise steps with prompts in them, whose graphs provide for 64 sequences as a rule: nothing
+    # for the one prompt whose first token somebody waits for.
+    mixed_seqs: int = 65
     # A group saves all readings but one; below these it saves less than its parts' join costs.
     rows: int = 4
     keys: int = 256

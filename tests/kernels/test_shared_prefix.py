@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
@@ -18,7 +20,7 @@ from .shared_batch import Groups, make_shared_batch
 from .tables import DEVICES, assert_close, table
 
 DEVICE = DEVICES["triton"]
-SMALL = Sharing(seqs=1, rows=2, keys=16, saved_keys=1, min_keys=32, multiple=16)
+SMALL = Sharing(1, mixed_seqs=1, rows=2, keys=16, saved_keys=1, min_keys=32, multiple=16)
 # Chunks that are full, that are not, and several of them: in float32 a tile is 16 rows.
 CASES: dict[str, tuple[Groups, list[int]]] = {
     "five of different lengths": ([(3, [1, 5, 16, 17, 40])], []),
@@ -151,15 +153,15 @@ def test_one_plan_for_every_batch(monkeypatch: pytest.MonkeyPatch) -> None:
         [(4, [1, 2, 3, 4]), (2, [5, 6])], [7], heads=2, kv_heads=1, head_size=64, device=DEVICE
     )
     for sharing, shared in (
-        (Sharing(1, 4, 16, 1, 32, 16), (64, 0)),
-        (Sharing(1, 2, 33, 1, 32, 16), (64, 0)),
-        (Sharing(1, 2, 65, 1, 32, 16), (0, 0)),
-        (Sharing(1, 2, 16, 224, 32, 16), (64, 32)),  # 3 x 64 + 32
-        (Sharing(1, 2, 16, 225, 32, 16), (0, 0)),
+        (replace(SMALL, rows=4, keys=16, saved_keys=1), (64, 0)),
+        (replace(SMALL, rows=2, keys=33, saved_keys=1), (64, 0)),
+        (replace(SMALL, rows=2, keys=65, saved_keys=1), (0, 0)),
+        (replace(SMALL, rows=2, keys=16, saved_keys=224), (64, 32)),  # 3 x 64 + 32
+        (replace(SMALL, rows=2, keys=16, saved_keys=225), (0, 0)),
     ):
         monkeypatch.setattr(attention_plan, "SHARING", sharing)
         check(batch, [(group, shared[group] if group >= 0 else 0) for group, _ in wanted])
-    monkeypatch.setattr(attention_plan, "SHARING", Sharing(seqs=8, keys=16))
+    monkeypatch.setattr(attention_plan, "SHARING", replace(SMALL, seqs=8))
     assert planned(batch).shared is None
     check(batch, [(-1, 0)] * len(wanted))
 
