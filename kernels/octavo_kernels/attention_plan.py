@@ -58,8 +58,8 @@ def _plan_shared(
     shared_wanted,
     min_shared,
     min_saved,
+    tile_seqs,
     SEQS_PAD: tl.constexpr,
-    TILE_SEQS: tl.constexpr,
     ROUND: tl.constexpr,
     CHUNK: tl.constexpr,
 ):
@@ -70,7 +70,7 @@ def _plan_shared(
     ranks = tl.load(groups + ids * 4 + 2, mask=here, other=0)
     counts = tl.load(groups + ids * 4 + 3, mask=here, other=0)
     counts = tl.where((shared > 0) & (ranks == 0), counts, 0)  # at each group's first sequence
-    chunks = tl.cdiv(counts, TILE_SEQS)
+    chunks = tl.cdiv(counts, tile_seqs)
     # Whole thousands of keys and of sequences: 2^31 are far.
     saved = tl.sum((counts - chunks) * shared, 0)
     shared = tl.where(saved >= min_saved, shared, 0)
@@ -100,14 +100,14 @@ def _plan_shared(
         if rank == 0:
             count = tl.load(groups + seq * 4 + 3)
             first_item = tl.sum(tl.where(ids < seq, chunks * parts, 0), 0)
-            for start in range(0, tl.cdiv(count, TILE_SEQS) * my_parts, CHUNK):
+            for start in range(0, tl.cdiv(count, tile_seqs) * my_parts, CHUNK):
                 item = start + tl.arange(0, CHUNK)
-                valid = item < tl.cdiv(count, TILE_SEQS) * my_parts
-                before = item // my_parts * TILE_SEQS
+                valid = item < tl.cdiv(count, tile_seqs) * my_parts
+                before = item // my_parts * tile_seqs
                 part = item % my_parts
                 record = items + (1 + first_item + item) * 8
                 tl.store(record, first_member + before, mask=valid)
-                tl.store(record + 1, tl.minimum(count - before, TILE_SEQS), mask=valid)
+                tl.store(record + 1, tl.minimum(count - before, tile_seqs), mask=valid)
                 tl.store(record + 2, part, mask=valid)
                 tl.store(record + 3, part * my_length, mask=valid)
                 tl.store(record + 4, tl.minimum((part + 1) * my_length, my_shared), mask=valid)
@@ -131,11 +131,11 @@ def attention_plan_kernel(
     shared_wanted,  # items of shared keys that make one wave
     min_shared,  # a part of shared keys is at least so long
     min_saved,  # keys that must not be read again, or nothing is shared
+    tile_seqs,  # sequences of an item
     SEQS_PAD: tl.constexpr,
     ROUND: tl.constexpr,
     CHUNK: tl.constexpr,
     SHARED: tl.constexpr,
-    TILE_SEQS: tl.constexpr,
     SHARED_ROUND: tl.constexpr,
     PDL: tl.constexpr,
 ):
@@ -158,7 +158,7 @@ def attention_plan_kernel(
     if SHARED:
         shared, joined = _plan_shared(
             items, members, groups, seq, seqs, token, row, shared_wanted, min_shared, min_saved,
-            SEQS_PAD, TILE_SEQS, SHARED_ROUND, CHUNK,
+            tile_seqs, SEQS_PAD, SHARED_ROUND, CHUNK,
         )  # fmt: skip
         begin = tl.sum(tl.where(ids == seq, shared, 0), 0)
         spans -= shared
@@ -264,8 +264,9 @@ def plan_attention_triton(
         plan, batch.rows, batch.query_starts, batch.context_lens, groups,
         plan if shared is None else shared.items, plan if shared is None else shared.members,
         seqs, wanted, cut.min_keys, slots, shared_wanted, sharing.min_keys, sharing.saved_keys,
+        tile_seqs,
         SEQS_PAD=seqs_pad(seqs), ROUND=cut.multiple, CHUNK=_CHUNK, SHARED=shared is not None,
-        TILE_SEQS=tile_seqs, SHARED_ROUND=sharing.multiple, num_warps=1,
+        SHARED_ROUND=sharing.multiple, num_warps=1,
         **launch_options(batch.context_lens.device.index),
     )  # fmt: skip
     return batch._replace(plan=plan, shared=shared)
@@ -279,19 +280,20 @@ def variants() -> list[Variant]:
     tensors = ("plan", "rows", "query_starts", "context_lens", "groups", "items", "members")
     numbers = (
         "seqs", "wanted", "min_keys", "seq_cap", "shared_wanted", "min_shared", "min_saved",
+        "tile_seqs",
     )  # fmt: skip
     return [
         Variant(
-            name=f"attention_plan seqs {seqs}" + " shared" * (tile_seqs > 1),
+            name=f"attention_plan seqs {seqs}" + " shared" * shared,
             kernel=attention_plan_kernel,
             signature={**dict.fromkeys(tensors, "*i32"), **dict.fromkeys(numbers, "i32")},
             constants={
                 "SEQS_PAD": seqs, "ROUND": PARTS.multiple, "CHUNK": _CHUNK, "PDL": False,
-                "SHARED": tile_seqs > 1, "TILE_SEQS": tile_seqs, "SHARED_ROUND": SHARING.multiple,
+                "SHARED": shared, "SHARED_ROUND": SHARING.multiple,
             },
             divisible=tensors,
             warps=1,
         )
         for seqs in SEQ_CLASSES
-        for tile_seqs in (1, 32)
+        for shared in (False, True)
     ]  # fmt: skip

@@ -34,6 +34,7 @@ try:
                 "shared_wanted",
                 "min_shared",
                 "min_saved",
+                "tile_seqs",
                 "first_partial",
                 "tiles",
                 "chunks",

@@ -329,7 +329,8 @@ def launch(
     partials = slots if slots > seqs or shared is not None else 0
     if shared is not None:
         partials += shared.partials
-    scratch_rows = partials * kv_heads * group
+    # A multiple of 4: else the sums behind the maxima are not aligned, and that is compiled again.
+    scratch_rows = -(-partials // 4) * 4 * kv_heads * group
     part_acc = torch.empty(scratch_rows, pad, dtype=torch.float32, device=query.device)
     stats = torch.empty(2, scratch_rows, dtype=torch.float32, device=query.device)
     if shared is not None:

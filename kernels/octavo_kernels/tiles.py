@@ -47,8 +47,8 @@ class Sharing:
     # Keys that the batch need not read again, together: at 4 KiB each (8 kv heads of 128) out of
     # the L2 cache they take about 6 us, as long as the kernel takes to read few keys once.
     saved_keys: int = 8192
-    # Keys that make a part worth its join: each is written and read again for every row.
-    min_keys: int = 256
+    # Keys that make a part worth its join, as in Parts.
+    min_keys: int = 128
     # Parts are whole tiles.
     multiple: int = 64
 

@@ -166,6 +166,22 @@ def test_one_plan_for_every_batch(monkeypatch: pytest.MonkeyPatch) -> None:
     check(batch, [(-1, 0)] * len(wanted))
 
 
+def test_small_steps_do_not_look(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A launch more a layer is for steps that may gain by it: the bounds alone decide."""
+    monkeypatch.setattr(attention_plan, "SHARING", Sharing())
+    key_cache = torch.empty(1, 1, 16, 16, device=DEVICE)
+    for rows, query_len, context, looks in (
+        (15, 1, 4096, False), (16, 1, 4096, True), (16, 1, 256, False),
+        (64, 2, 4096, False), (65, 2, 4096, True),
+    ):  # fmt: skip
+        numbers = torch.zeros(rows + 1, dtype=torch.int32, device=DEVICE)
+        tables = torch.zeros(rows, context // 16, dtype=torch.int32, device=DEVICE)
+        batch = AttentionBatch(tables, numbers[1:], numbers, numbers[1:], rows, query_len, context)
+        plan = table("triton").plan_attention(batch, heads=1, key_cache=key_cache)
+        assert (plan.shared is not None) == looks
+        assert plan.plan is not None
+
+
 def test_found_as_by_hash_maps() -> None:
     """More pages than a program compares at a time, a group that parts before its name, one that
     parts early and one that ends early beside those who share much."""
