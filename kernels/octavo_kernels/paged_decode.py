@@ -355,16 +355,14 @@ def variants() -> list[Variant]:
         "plan": "*i32",
     }
     found = []
-    for seqs, planned, shared in (
-        (16, True, False), (16, True, True), (16, False, False), (512, False, False),
-    ):  # fmt: skip
+    for seqs, planned in ((16, True), (16, False), (512, False)):
         own = {
             "SEQS_PAD": seqs, "EARLY": False, "PDL": False, "GROUP_PAD": 8, "JOIN": 2,
             "PLAIN": False, "AHEAD": False, "STAGES": 2, "PLANNED": planned,
-            "SHARED": shared,
+            "SHARED": False,
         }  # fmt: skip
         found += attention_variants(
-            f"paged_decode seqs {seqs}" + " planned" * planned + " shared" * shared,
+            f"paged_decode seqs {seqs}" + " planned" * planned,
             paged_decode_kernel,
             decode_tiles,
             scratch,
@@ -384,4 +382,7 @@ def variants() -> list[Variant]:
             )
             name = f"{variant.name} {next(iter(changed)).lower()}"
             other.append(replace(variant, name=name, constants=variant.constants | changed))
+            for plain in (variant, other[-1]):
+                constants = plain.constants | {"SHARED": True}
+                other.append(replace(plain, name=f"{plain.name} shared", constants=constants))
     return found + other
