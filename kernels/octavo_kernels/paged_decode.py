@@ -289,12 +289,12 @@ def counters(device: torch.device, count: int) -> Tensor:
     return kept[-1]
 
 
-def _own_sizes(seqs: int, group: int, head_pad: int) -> dict[str, int]:
+def _own_sizes(seqs: int, group: int, head_pad: int, shared: bool) -> dict[str, int]:
     group_pad = next_power_of_2(group)
     return {
         "SEQS_PAD": seqs_pad(seqs),
         "GROUP_PAD": group_pad,
-        "JOIN": parts_at_once(group_pad, head_pad),
+        "JOIN": parts_at_once(group_pad, head_pad, shared),
     }
 
 
@@ -343,7 +343,7 @@ def launch(
         wanted, cut.min_keys, scale * LOG2_E, sliding_window,
         *out.stride()[:2], *query.stride()[:2], *key_cache.stride()[:3], *value_cache.stride()[:3],
         batch.block_tables.stride(0), **constants,
-        **_own_sizes(seqs if plan is None else 16, group, pad),
+        **_own_sizes(seqs if plan is None else 16, group, pad, shared is not None),
         PLAIN=tiles.plain, AHEAD=tiles.ahead, STAGES=tiles.stages, PLANNED=plan is not None,
         SHARED=shared is not None, EARLY=early,
         num_warps=tiles.warps, num_stages=tiles.stages, **launch_options(query.device.index),
@@ -371,7 +371,7 @@ def variants() -> list[Variant]:
         )
     for variant in found:
         constants = variant.constants
-        own = _own_sizes(1, constants["GROUP"], constants["HEAD_PAD"])
+        own = _own_sizes(1, constants["GROUP"], constants["HEAD_PAD"], False)
         constants |= {key: own[key] for key in ("GROUP_PAD", "JOIN")}
     other = []
     for variant in found:
@@ -385,5 +385,7 @@ def variants() -> list[Variant]:
             other.append(replace(variant, name=name, constants=variant.constants | changed))
             for plain in (variant, other[-1]):
                 constants = plain.constants | {"SHARED": True}
+                own = _own_sizes(1, constants["GROUP"], constants["HEAD_PAD"], True)
+                constants["JOIN"] = own["JOIN"]
                 other.append(replace(plain, name=f"{plain.name} shared", constants=constants))
     return found + other
