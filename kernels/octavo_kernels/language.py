@@ -29,6 +29,13 @@ try:
                 "token_cap",
                 "wanted",
                 "min_keys",
+                "min_rows",
+                "key_page",
+                "shared_wanted",
+                "min_shared",
+                "min_saved",
+                "tile_seqs",
+                "first_partial",
                 "tiles",
                 "chunks",
             )

@@ -80,6 +80,14 @@ class StepInputs(Protocol):
         """
 
 
+class SharedKeys(NamedTuple):
+    """Keys that several sequences of a step share, as `attention_plan` cut them."""
+
+    items: Tensor  # int32 [1 + most items, 8], see `shared_decode`
+    members: Tensor  # int32 [seqs, 2], likewise
+    partials: int  # bound of the (sequence, part) pairs
+
+
 class AttentionBatch(NamedTuple):
     """How one step's tokens lie in their sequences' pages; tensors on the model's device.
 
@@ -95,15 +103,17 @@ class AttentionBatch(NamedTuple):
     max_query_len: int  # bound; 1: the whole batch decodes, and token i belongs to sequence i
     max_context_len: int  # bound
     plan: Tensor | None = None  # int32 [slots, 8], see `attention_plan`; None: each layer cuts
+    shared: SharedKeys | None = None  # with a plan only; None: none looked for
 
 
 class PlanAttention(Protocol):
-    def __call__(self, batch: AttentionBatch, *, kv_heads: int) -> AttentionBatch:
+    def __call__(self, batch: AttentionBatch, *, heads: int, key_cache: Tensor) -> AttentionBatch:
         """batch with what `paged_attention` can compute once for all layers of a step.
 
-        Called after `step_inputs`, on its stream or in its graph; kv_heads as the caches have them.
-        The result may be used until the next `step_inputs`. Identity on CPU. A kernel that launches
-        its successor early must not stand between it and attention without having waited itself.
+        Called after `step_inputs`, on its stream or in its graph; heads are query's, key_cache is
+        any layer's (only its shape and dtype count). The result may be used until the next
+        `step_inputs`. Identity on CPU. A kernel that launches its successor early must not stand
+        between it and attention without having waited itself.
         """
 
 

@@ -3,7 +3,8 @@
 Split-KV ("flash-decoding", Dao et al. 2023). The grid is a bound that the host knows; how many
 parts a sequence is cut into is decided on the device from the contexts of the whole batch, so that
 a CUDA graph captured for the longest context is as fast at the shortest, and uneven contexts are
-spread evenly. The last program of a sequence to end joins its parts: no second launch.
+spread evenly. The last program of a sequence to end joins its parts: no second launch. Keys that
+sequences share were read by `shared_decode`, launched in front: more parts to join.
 """
 
 from __future__ import annotations
@@ -13,8 +14,9 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from . import attention_plan
-from .attention_plan import part_keys_of, seqs_pad
+from . import attention_plan, shared_decode
+from .attention_plan import part_keys_of
+from .join_parts import join_parts, parts_at_once
 from .language import (
     Variant,
     gdc_launch_dependents,
@@ -26,10 +28,8 @@ from .language import (
 )
 from .online_softmax import LOG2_E, attend_tile
 from .ops import AttentionBatch
-from .tiles import Parts, Tiles, attention_variants, decode_tiles, sizes
+from .tiles import Parts, Tiles, attention_variants, decode_tiles, seqs_pad, sizes
 
-# float32s of accumulators that a joining program holds at a time: 32 registers a thread.
-_JOIN_ELEMENTS = 4096
 # Counters of a device, a quarter of a MiB: 512 sequences of 128 kv heads.
 _COUNTERS = 1 << 16
 
@@ -49,6 +49,7 @@ def paged_decode_kernel(
     query_starts,  # int32 [seqs + 1]
     context_lens,  # int32 [seqs]
     plan,  # int32 [slots, 8]; PLANNED
+    first_partial,  # where partials of shared keys begin, in slots; SHARED
     seqs,
     wanted,  # slots that a batch without short sequences is cut into
     min_keys,  # a part is at least so long
@@ -80,6 +81,7 @@ def paged_decode_kernel(
     AHEAD: tl.constexpr,
     STAGES: tl.constexpr,
     PLANNED: tl.constexpr,
+    SHARED: tl.constexpr,
     EARLY: tl.constexpr,
     PDL: tl.constexpr,
 ):
@@ -87,7 +89,7 @@ def paged_decode_kernel(
 
     EARLY: the tables are read before the wait. They were written long before; what counts is that
     the kernel right in front lets this one start only after its own wait, as `rotary_cache` and
-    `cache_write` do.
+    `cache_write` do. (`shared_decode` does not, but it starts behind one of these itself.)
     """
     kv_head = tl.program_id(0)  # fastest: the heads of a page lie side by side
     slot = tl.program_id(1)
@@ -104,12 +106,16 @@ def paged_decode_kernel(
         end = tl.load(record + 4)
         parts = tl.load(record + 5)
         first_slot = tl.load(record + 6)
+        joined = 0
+        if SHARED:
+            joined = tl.load(record + 7)
         if PDL and EARLY:
             gdc_wait()
             gdc_launch_dependents()
         if seq < 0:
             return
     else:
+        joined = 0
         ids = tl.arange(0, SEQS_PAD)
         here = ids < seqs
         query_lens = tl.load(query_starts + ids + 1, mask=here, other=0)
@@ -178,7 +184,7 @@ def paged_decode_kernel(
                 blocks = following
 
     place = out + token * stride_ot
-    if parts == 1:
+    if (parts == 1) & (joined == 0):
         tl.store(
             place + (heads * stride_oh)[:, None] + dims[None, :],
             (acc / total[:, None]).to(out.dtype.element_ty),
@@ -198,10 +204,11 @@ def paged_decode_kernel(
         counter = arrived + seq * kv_heads + kv_head
         if tl.atomic_add(counter, 1, sem="acq_rel") == parts - 1:
             tl.store(counter, 0)
-            _join(
+            join_parts(
                 place + kv_head * GROUP * stride_oh, stride_oh, part_acc, part_max, part_sum,
-                (first_slot * kv_heads + kv_head) * GROUP, kv_heads * GROUP, parts,
-                HEAD_SIZE, HEAD_PAD, GROUP, GROUP_PAD, JOIN,
+                (first_slot * kv_heads + kv_head) * GROUP, parts,
+                ((first_partial + joined // 1024) * kv_heads + kv_head) * GROUP, joined % 1024,
+                kv_heads * GROUP, HEAD_SIZE, HEAD_PAD, GROUP, GROUP_PAD, JOIN, SHARED,
             )  # fmt: skip
 
 
@@ -263,55 +270,6 @@ def _attend_plain(
     )
 
 
-@jit
-def _join(
-    out,  # this sequence's first head of the group
-    stride_oh,
-    part_acc,
-    part_max,
-    part_sum,
-    first,  # row of the first part's first head
-    stride_part,  # rows from a part to the next
-    parts,
-    HEAD_SIZE: tl.constexpr,
-    HEAD_PAD: tl.constexpr,
-    GROUP: tl.constexpr,
-    GROUP_PAD: tl.constexpr,
-    JOIN: tl.constexpr,
-):
-    """JOIN parts at a time, in order: the result does not depend on who arrives last."""
-    group = tl.arange(0, GROUP_PAD)
-    dims = tl.arange(0, HEAD_PAD)
-    m = tl.full([GROUP_PAD], float("-inf"), tl.float32)
-    total = tl.zeros([GROUP_PAD], tl.float32)
-    acc = tl.zeros([GROUP_PAD, HEAD_PAD], tl.float32)
-    for start in range(0, parts, JOIN):
-        part = start + tl.arange(0, JOIN)
-        places = first + part[:, None] * stride_part + group[None, :]  # [JOIN, GROUP_PAD]
-        valid = (part < parts)[:, None] & (group < GROUP)[None, :]
-        # Past the first-level cache: other multiprocessors wrote these.
-        maxima = tl.load(part_max + places, mask=valid, other=float("-inf"), cache_modifier=".cg")
-        sums = tl.load(part_sum + places, mask=valid, other=0.0, cache_modifier=".cg")
-        accs = tl.load(
-            part_acc + places[:, :, None] * HEAD_PAD + dims[None, None, :],
-            mask=valid[:, :, None],
-            other=0.0,
-            cache_modifier=".cg",
-        )
-        highest = tl.maximum(m, tl.max(maxima, 0))
-        safe = tl.where(highest == float("-inf"), 0.0, highest)
-        share = tl.exp2(maxima - safe[None, :])
-        decay = tl.exp2(m - safe)
-        total = total * decay + tl.sum(sums * share, 0)
-        acc = acc * decay[:, None] + tl.sum(accs * share[:, :, None], 0)
-        m = highest
-    tl.store(
-        out + (group * stride_oh)[:, None] + dims[None, :],
-        (acc / total[:, None]).to(out.dtype.element_ty),
-        mask=(group < GROUP)[:, None] & (dims < HEAD_SIZE)[None, :],
-    )
-
-
 _counters: dict[torch.device, list[Tensor]] = {}
 
 
@@ -331,12 +289,12 @@ def counters(device: torch.device, count: int) -> Tensor:
     return kept[-1]
 
 
-def _own_sizes(seqs: int, group: int, head_pad: int) -> dict[str, int]:
+def _own_sizes(seqs: int, group: int, head_pad: int, shared: bool) -> dict[str, int]:
     group_pad = next_power_of_2(group)
     return {
         "SEQS_PAD": seqs_pad(seqs),
         "GROUP_PAD": group_pad,
-        "JOIN": max(2, _JOIN_ELEMENTS // (group_pad * head_pad)),
+        "JOIN": parts_at_once(group_pad, head_pad, shared),
     }
 
 
@@ -366,21 +324,28 @@ def launch(
     pad = constants["HEAD_PAD"]
     wanted, slots = attention_plan.bounds(batch, kv_heads, cut, sliding_window)
     plan = None if sliding_window else batch.plan
+    shared = None if plan is None else batch.shared
     if plan is not None:
         slots = plan.shape[0]
-    scratch_rows = slots * kv_heads * group if slots > seqs else 0
+    partials = slots if slots > seqs or shared is not None else 0
+    if shared is not None:
+        partials += shared.partials
+    # A multiple of 4: else the sums behind the maxima are not aligned, and that is compiled again.
+    scratch_rows = -(-partials // 4) * 4 * kv_heads * group
     part_acc = torch.empty(scratch_rows, pad, dtype=torch.float32, device=query.device)
     stats = torch.empty(2, scratch_rows, dtype=torch.float32, device=query.device)
+    if shared is not None:
+        shared_decode.launch(query, key_cache, value_cache, batch, part_acc, stats, slots, scale)
     paged_decode_kernel[(kv_heads, slots)](
         out, part_acc, stats[0], stats[1], counters(query.device, seqs * kv_heads),
         query, key_cache, value_cache, batch.block_tables, batch.rows, batch.query_starts,
-        batch.context_lens, batch.context_lens if plan is None else plan, seqs, wanted,
-        cut.min_keys, scale * LOG2_E, sliding_window,
+        batch.context_lens, batch.context_lens if plan is None else plan, slots, seqs,
+        wanted, cut.min_keys, scale * LOG2_E, sliding_window,
         *out.stride()[:2], *query.stride()[:2], *key_cache.stride()[:3], *value_cache.stride()[:3],
         batch.block_tables.stride(0), **constants,
-        **_own_sizes(seqs if plan is None else 16, group, pad),
+        **_own_sizes(seqs if plan is None else 16, group, pad, shared is not None),
         PLAIN=tiles.plain, AHEAD=tiles.ahead, STAGES=tiles.stages, PLANNED=plan is not None,
-        EARLY=early,
+        SHARED=shared is not None, EARLY=early,
         num_warps=tiles.warps, num_stages=tiles.stages, **launch_options(query.device.index),
     )  # fmt: skip
 
@@ -395,6 +360,7 @@ def variants() -> list[Variant]:
         own = {
             "SEQS_PAD": seqs, "EARLY": False, "PDL": False, "GROUP_PAD": 8, "JOIN": 2,
             "PLAIN": False, "AHEAD": False, "STAGES": 2, "PLANNED": planned,
+            "SHARED": False,
         }  # fmt: skip
         found += attention_variants(
             f"paged_decode seqs {seqs}" + " planned" * planned,
@@ -405,7 +371,7 @@ def variants() -> list[Variant]:
         )
     for variant in found:
         constants = variant.constants
-        own = _own_sizes(1, constants["GROUP"], constants["HEAD_PAD"])
+        own = _own_sizes(1, constants["GROUP"], constants["HEAD_PAD"], False)
         constants |= {key: own[key] for key in ("GROUP_PAD", "JOIN")}
     other = []
     for variant in found:
@@ -417,4 +383,9 @@ def variants() -> list[Variant]:
             )
             name = f"{variant.name} {next(iter(changed)).lower()}"
             other.append(replace(variant, name=name, constants=variant.constants | changed))
+            for plain in (variant, other[-1]):
+                constants = plain.constants | {"SHARED": True}
+                own = _own_sizes(1, constants["GROUP"], constants["HEAD_PAD"], True)
+                constants["JOIN"] = own["JOIN"]
+                other.append(replace(plain, name=f"{plain.name} shared", constants=constants))
     return found + other

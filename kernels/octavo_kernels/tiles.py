@@ -32,6 +32,27 @@ class Parts:
     multiple: int = 64
 
 
+@dataclass(frozen=True, slots=True)
+class Sharing:
+    """When decode reads keys that sequences share once for all of them, and how it cuts them."""
+
+    # Steps of fewer sequences never look: a launch more, though empty, is about 1 us a layer.
+    seqs: int = 16
+    # Likewise steps with prompts in them, whose graphs provide for 64 sequences as a rule: nothing
+    # for the one prompt whose first token somebody waits for.
+    mixed_seqs: int = 65
+    # A group saves all readings but one; below these it saves less than its parts' join costs.
+    rows: int = 4
+    keys: int = 256
+    # Keys that the batch need not read again, together: at 4 KiB each (8 kv heads of 128) out of
+    # the L2 cache they take about 6 us, as long as the kernel takes to read few keys once.
+    saved_keys: int = 8192
+    # Keys that make a part worth its join, as in Parts.
+    min_keys: int = 128
+    # Parts are whole tiles.
+    multiple: int = 64
+
+
 # Contexts up to here count as short.
 SHORT_CONTEXT = 4096
 # Sequences up to here leave most of the device idle: their time is latency, not bytes.
@@ -93,6 +114,29 @@ def prefill_tiles(
     return Tiles(max(256, next_power_of_2(group)), 64, 8, 3)  # 8k: 1,282 us, 1,471 at 128 rows
 
 
+def shared_tiles(group: int, head_size: int, element_bytes: int, num_decodes: int) -> Tiles:
+    """Tile sizes of the kernel for shared keys; `block_m // group` sequences share a tile.
+
+    Taller tiles read the keys less often; 128 rows of 8 warps fill a multiprocessor, 64 of 4 half.
+    """
+    widest = next_power_of_2(group)
+    if element_bytes == 4:
+        return Tiles(max(16, widest), 16, 4, 2)  # as in decode_tiles
+    if max(16, next_power_of_2(head_size)) >= 256:
+        return Tiles(max(64, widest), 32, 8, 2)  # by 4 warps it spills
+    if num_decodes * group <= 64:
+        return Tiles(max(64, widest), 64, 4, 3)
+    return Tiles(max(128, widest), 64, 8, 3)
+
+
+# Sequences that a program looks at to find its own: classes, because each is compiled.
+SEQ_CLASSES = (16, 128, 512)
+
+
+def seqs_pad(seqs: int) -> int:
+    return next((size for size in SEQ_CLASSES if size >= seqs), next_power_of_2(seqs))
+
+
 def sizes(
     tiles: Tiles, group: int, head_size: int, block_size: int, element_bytes: int, window: int
 ) -> dict[str, Any]:
@@ -140,11 +184,15 @@ def attention_variants(
             ("block_tables", "rows", "query_starts", "context_lens"), "*i32"
         ) | tensors  # fmt: skip
         constants = sizes(tiles, group, head_size, 16, width, int(has_window)) | more
+        # One of them has no window, and finds its tensors otherwise.
+        constants = {key: value for key, value in constants.items() if key in kernel.arg_names}
+        pointers = {key: value for key, value in pointers.items() if key in kernel.arg_names}
         strides = [key for key in kernel.arg_names if key.startswith("stride_")]
         numbers = [key for key in kernel.arg_names if key not in {*pointers, *constants, *strides}]
         found.append(
             Variant(
-                name=f"{name} {dtype} head {head_size} group {group}" + " window" * has_window,
+                name=f"{name} {dtype} head {head_size} group {group}"
+                + " window" * ("HAS_WINDOW" in constants and has_window),
                 kernel=kernel,
                 signature={
                     **pointers,

@@ -18,11 +18,12 @@ if not torch.cuda.is_available():  # before Triton is imported: tests/kernels ma
 # ruff: noqa: E402
 from tests.kernels import oracle
 from tests.kernels.paged_batch import PagedBatch, make_batch
+from tests.kernels.shared_batch import make_shared_batch
 from tests.kernels.tables import TOLERANCE, assert_close
 
 from octavo_kernels import attention_plan, language, paged_decode
-from octavo_kernels.ops import Ops, select_ops
-from octavo_kernels.tiles import Parts
+from octavo_kernels.ops import AttentionBatch, Ops, select_ops
+from octavo_kernels.tiles import Parts, Sharing
 
 # Few, because each costs several compilations; every tile shape is among them.
 SHAPES = [
@@ -126,6 +127,69 @@ def test_one_graph_serves_every_context(ops: Ops) -> None:
     )  # fmt: skip
     host = PagedBatch(*(tensor.cpu() for tensor in kept.tensors()), *kept.bounds())
     assert_close(out[:4], host.expected(), torch.bfloat16)
+
+
+@pytest.mark.parametrize(("dtype", "group", "head_size"), SHAPES, ids=str)
+def test_one_graph_shares_or_not(
+    ops: Ops, monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, group: int, head_size: int
+) -> None:
+    """Planned and launched in one graph, replayed while two groups share pages, in another order,
+    and when every row has pages of its own; loners and padding beside."""
+    monkeypatch.setattr(attention_plan, "SHARING", Sharing(saved_keys=256, min_keys=64))
+    monkeypatch.setattr(PagedBatch, "planner", staticmethod(ops.plan_attention))
+    batch, wanted = make_shared_batch(
+        [(17, [1, 5, 16, 17, 90, 3] * 2), (22, [2, 30, 7, 1])], [1, 300, 20], padded_rows=3,
+        heads=2 * group, kv_heads=2, head_size=head_size, dtype=dtype, device="cuda",
+    )  # fmt: skip
+    used = len(wanted)
+    batch.num_decodes, batch.max_context_len = used + 3, 4096
+    batch.attend(ops.paged_attention)  # compiles
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        out = batch.attend(ops.paged_attention)
+
+    def replay() -> None:
+        for _ in range(20):
+            graph.replay()
+        torch.cuda.synchronize()
+        host = PagedBatch(*(tensor.cpu() for tensor in batch.tensors()), *batch.bounds())
+        assert_close(out[:used], host.expected()[:used], dtype)
+
+    replay()
+    order = torch.randperm(used, device="cuda")
+    batch.rows[:used] = batch.rows[order]
+    batch.context_lens[:used] = batch.context_lens[order]
+    replay()
+    # A first page of its own for every row, the same keys in it: nothing is shared any more.
+    rows = batch.rows[:used].long()
+    free = batch.key_cache[:, 0, 0, 0].isnan().nonzero().squeeze(1)[:used]
+    for cache in (batch.key_cache, batch.value_cache):
+        cache[free] = cache[batch.block_tables[rows, 0].long()]
+    batch.block_tables[rows, 0] = free.int()
+    replay()
+
+
+def test_sharing_changes_no_result(ops: Ops, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The size that counts: 128 rows behind 2,048 keys, 32 query heads on 8 kv heads of 128."""
+    pages = torch.randperm(128 * 8 + 128, device="cuda", dtype=torch.int32)
+    tables = torch.cat([pages[:128].expand(128, 128), pages[128:].view(128, 8)], 1)
+    caches = [
+        torch.randn(pages.numel(), 8, 16, 128, device="cuda", dtype=torch.bfloat16)
+        for _ in range(2)
+    ]
+    rows = torch.arange(129, dtype=torch.int32, device="cuda")
+    contexts = 2048 + 1 + rows[:128]
+    batch = AttentionBatch(tables, rows[:128], rows, contexts, 128, 1, 4096)
+    query = torch.randn(128, 32, 128, device="cuda", dtype=torch.bfloat16)
+    found = []
+    for seqs in (16, 1000):
+        monkeypatch.setattr(attention_plan, "SHARING", Sharing(seqs=seqs))
+        plan = ops.plan_attention(batch, heads=32, key_cache=caches[0])
+        assert (plan.shared is not None) == (seqs == 16)
+        assert plan.shared is None or int(plan.shared.items[0, 0]) > 0
+        found.append(ops.paged_attention(query, *caches, plan, scale=128**-0.5))
+    assert_close(found[0], found[1].cpu(), torch.bfloat16)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])

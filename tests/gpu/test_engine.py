@@ -7,11 +7,16 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
-from tests.server.test_greedy_equals_transformers import LENGTHS, make_prompts, reference, tokens
+from tests.server.test_greedy_equals_transformers import (
+    LENGTHS,
+    make_prompts,
+    reference,
+    tokens,
+)
 from tests.server.tiny_models import FAMILIES, VOCAB_SIZE, make_tiny
 
 from octavo_server import LLM, SamplingParams
-from octavo_server.engine.messages import Add
+from octavo_server.engine.messages import Add, EngineStats
 
 pytestmark = [
     pytest.mark.gpu,
@@ -40,6 +45,19 @@ def load(folder: Path, dtype: str, **settings: object) -> LLM:
     )
 
 
+def watch(llm: LLM) -> list[EngineStats]:
+    """A list that gets the statistics of every report from now on."""
+    found: list[EngineStats] = []
+    take_stats = llm.core.scheduler.take_stats
+
+    def take_and_keep() -> EngineStats:
+        found.append(take_stats())
+        return found[-1]
+
+    llm.core.scheduler.take_stats = take_and_keep  # type: ignore[method-assign]
+    return found
+
+
 def generate(llm: LLM, prompts: list[list[int]], **params: object) -> list[list[int]]:
     settings = {"temperature": 0.0, "max_tokens": NEW_TOKENS, "ignore_eos": True} | params
     return tokens(llm.generate(prompts, SamplingParams(**settings)))  # type: ignore[arg-type]
@@ -57,7 +75,9 @@ def test_float32_equals_transformers(folder: Path) -> None:
     chunked = load(folder, "float32", max_num_batched_tokens=11, max_num_seqs=8)
     assert generate(chunked, prompts) == expected
     pressed = load(folder, "float32", num_gpu_blocks_override=1 + 17)
+    stats = watch(pressed)
     assert generate(pressed, prompts) == expected
+    assert sum(each.preemptions for each in stats) >= 3
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
@@ -122,8 +142,14 @@ def test_graphs_overlap_hits_chunks_and_preemption_change_no_token(folder: Path)
         {"num_gpu_blocks_override": 1 + 17},
     ):
         llm = load(folder, "float32", **settings)
+        assert llm.core.runner.has_graphs == ("enforce_eager" not in settings)
+        stats = watch(llm)
         for _ in range(2):  # the second finds the first's prefixes
             assert run_mixed(llm, prompts) == expected, settings
+        hits = sum(each.prefix_cache_hits for each in stats)
+        assert (hits > 0) == settings.get("enable_prefix_caching", True)
+        if "num_gpu_blocks_override" in settings:
+            assert sum(each.preemptions for each in stats) >= 3
 
 
 def test_a_seed_gives_the_same_tokens_alone_and_in_a_crowd(folder: Path) -> None:

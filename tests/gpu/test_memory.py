@@ -55,6 +55,9 @@ SHORT = {"prompt": 9, "same": True}
 ROOM = 3.7 * GIB
 """Left by a tenant who takes nearly all: contexts and weights fit, the largest step does not."""
 
+WEIGHTLESS = 2.0 * GIB
+"""Here not even the weights do."""
+
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -178,8 +181,11 @@ class TestOnACardOfItsOwn:
             found = engine.ask(dict(LONG))
             assert (found["error"], len(found["tokens"])) == (None, 4)
 
-    def test_refuses_where_a_tenant_holds_nearly_all(self, model: Path, kernels: str) -> None:
-        with tenant(-ROOM) as held, started(model, kernels, enforce_eager=True) as engine:
+    @pytest.mark.parametrize("room", [ROOM, WEIGHTLESS], ids=["step", "weights"])
+    def test_refuses_where_a_tenant_holds_nearly_all(
+        self, model: Path, kernels: str, room: float
+    ) -> None:
+        with tenant(-room) as held, started(model, kernels, enforce_eager=True) as engine:
             text = refusal(engine)
         assert "free the GPU" in text
         said = re.search(r"([\d.]+)( GiB of this GPU)? were in use before", text)

@@ -47,6 +47,7 @@ def watched(tool: str, *flags: str) -> list[str]:
     options += ["--target-processes", "application-only"]
     if tool == "memcheck":
         options += ["--padding", "4096"]  # else the driver may put the next tensor right behind
+        options += ["--report-api-errors", "no"]  # torch asks for symbols that a driver may lack
     return ["compute-sanitizer", *options, sys.executable, str(SCRIPT), *flags]
 
 

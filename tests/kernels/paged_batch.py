@@ -48,7 +48,7 @@ class PagedBatch:
             self.num_decodes, self.max_query_len, self.max_context_len,
         )  # fmt: skip
         if self.planner is not None:
-            batch = self.planner(batch, kv_heads=self.key_cache.shape[1])
+            batch = self.planner(batch, heads=self.query.shape[1], key_cache=self.key_cache)
         return op(
             self.query, self.key_cache, self.value_cache, batch,
             scale=self.scale,

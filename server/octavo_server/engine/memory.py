@@ -90,6 +90,21 @@ def check_host_memory(cache_bytes: int) -> None:
         )
 
 
+def check_weights_fit(needed: int, device: torch.device, foreign: int) -> None:
+    """Raise `OutOfMemory` if a GPU has fewer than `needed` bytes free; `foreign` as from above.
+
+    Said before they are read: minutes later it would be known too, but not who holds the rest.
+    """
+    free, total = torch.cuda.mem_get_info(device)
+    if needed > free:
+        gib = 1 << 30
+        raise OutOfMemory(
+            f"the weights take {needed / gib:.2f} GiB, but {free / gib:.2f} of the GPU's "
+            f"{total / gib:.1f} are free: {foreign / gib:.2f} were in use before the engine "
+            "started; free the GPU, use more GPUs or a smaller model"
+        )
+
+
 @dataclass(frozen=True, slots=True)
 class StepBounds:
     """The largest step: what a runner must have memory for."""

@@ -16,6 +16,7 @@ from octavo_server.engine.arena import Arena
 from octavo_server.engine.memory import (
     StepBounds,
     check_host_memory,
+    check_weights_fit,
     foreign_bytes,
     measure_cache_bytes,
     stated_cache_bytes,
@@ -25,7 +26,7 @@ from octavo_server.errors import InvalidSettings, OutOfMemory
 from octavo_server.loading.describe import read_model_config
 from octavo_server.loading.load import load_model
 from octavo_server.loading.source import resolve_source
-from octavo_server.memory_plan import CachePlan, plan_blocks
+from octavo_server.memory_plan import CachePlan, plan_blocks, weight_bytes
 from octavo_server.models.causal_lm import CausalLM
 
 STEP_TOKENS = {"cuda": 8192, "cpu": 2048}
@@ -69,7 +70,10 @@ class Rank:
         self.stated_cache_bytes = stated_cache_bytes(config, self.device)
         stated = self.stated_cache_bytes
         self._early = self.plan_cache(_PLENTY if stated is None else stated)
-        if not on_gpu:
+        if on_gpu:
+            needed = weight_bytes(self.model_config, self.dtype_name, self.size)
+            check_weights_fit(needed, self.device, self._foreign)
+        else:
             check_host_memory(self._early.cache_bytes * self.size)
 
     def plan_cache(self, cache_bytes: int) -> CachePlan:

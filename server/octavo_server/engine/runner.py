@@ -71,7 +71,7 @@ class Runner:
         self._group = group
         self._ops = ops
         self._block_size = block_size
-        self._kv_heads = config.num_kv_heads
+        self._heads = config.num_heads
         self._max_model_len = max_model_len
         self._on_gpu = device.type == "cuda"
         self._rows = Rows(max_num_seqs, max_model_len)
@@ -364,7 +364,9 @@ class Runner:
             seq_cap=seq_cap,
             token_cap=token_cap,
         )
-        batch.attention = self._ops.plan_attention(batch.attention, kv_heads=self._kv_heads)
+        batch.attention = self._ops.plan_attention(
+            batch.attention, heads=self._heads, key_cache=self._kv_caches[0][0]
+        )
         return self._model.forward(batch)
 
     def _prompts_to_judge(self, step: Step) -> list[int]:

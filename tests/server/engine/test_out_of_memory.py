@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import weakref
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from octavo_server import LLM, SamplingParams
+from octavo_server.config import EngineConfig
+from octavo_server.distributed.group import SOLO
 from octavo_server.engine import memory
 from octavo_server.engine.core import MAX_FAILED_STEPS
 from octavo_server.engine.messages import Add, TokenOutput
@@ -101,3 +105,46 @@ def test_a_card_without_room_for_a_context_is_refused_in_a_line(
     with pytest.raises(OutOfMemory, match="free the GPU") as caught:
         memory.foreign_bytes(torch.device("cuda:0"))
     assert "\n" not in str(caught.value)
+
+
+def test_a_largest_step_that_does_not_fit_is_refused_with_the_terms(
+    llm: LLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The trial before the cache is sized: beside a tenant it may be the first that finds none."""
+    gib = 1 << 30
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda *_: (gib, 79 * gib))
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda *_: 3 * gib)
+
+    def peak(*_: object) -> int:
+        raise torch.OutOfMemoryError(TORCH)
+
+    monkeypatch.setattr(memory, "_peak", peak)
+    with pytest.raises(OutOfMemory) as caught:
+        memory.measure_cache_bytes(
+            EngineConfig(model="any"),
+            llm.core.runner._model,
+            memory.StepBounds(8192, 16, 8192),
+            group=SOLO,
+            arena=SimpleNamespace(stream=nullcontext),  # type: ignore[arg-type]
+            device=torch.device("cpu"),
+            dtype=torch.float32,
+            use_graphs=True,
+            foreign=75 * gib,
+            progress=lambda _: None,
+        )
+    text = str(caught.value)
+    for part in ("448.00 MiB", "79.0 GiB", "take 3.00", "75.00 were in use before", "free the GPU",
+                 "--max-num-batched-tokens"):  # fmt: skip
+        assert part in text
+    assert "\n" not in text
+
+
+def test_weights_that_do_not_fit_are_refused_before_they_are_read(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    gib = 1 << 30
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda *_: (2 * gib, 79 * gib))
+    gpu = torch.device("cuda:0")
+    memory.check_weights_fit(2 * gib, gpu, 77 * gib)
+    with pytest.raises(OutOfMemory, match=r"2\.50 GiB, but 2\.00 .* 77\.00 were in use"):
+        memory.check_weights_fit(5 * gib // 2, gpu, 77 * gib)

@@ -49,6 +49,9 @@ def test_every_kind_of_step_is_launched_without_a_gpu(tmp_path: Path, size: int)
     assert 10 < start <= whole < 100
     assert found["launches"] > 1000
     assert len(found["names"]) == whole  # a second rehearsal finds the same, none left over
-    slices = ["join", "choose"] if size > 1 else []
-    for part in ("step_inputs", "embed", "decode", "prefill", "scan", *slices):
+    slices = ["join_kernel", "choose_kernel"] if size > 1 else []
+    for part in (
+        "step_inputs", "embed", "decode", "prefill", "scan", "shared_decode", "find_shared",
+        *slices,
+    ):  # fmt: skip
         assert any(part in name for name in found["names"]), part
