@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -17,8 +18,8 @@ from benchmarks.servers import ROOT
 
 ROWS = {8 << 10: "allreduce_8k", 256 << 10: "allreduce_256k"}
 
-ENGINE = "nccl"
-"""The column that is what the engine calls (distributed/torch_group.py)."""
+ENGINE = "copied" if os.environ.get("OCTAVO_ALL_REDUCE") == "one-shot" else "nccl"
+"""The column that is what the engine calls (distributed/torch_group.py, peer_group.py)."""
 
 
 def main() -> None:

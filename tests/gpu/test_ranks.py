@@ -28,10 +28,14 @@ def alone(models: Path) -> Results:
     return run_all(models, SOLO, torch.device("cuda", 0))
 
 
-@pytest.fixture(scope="module")
-def together(models: Path) -> list[Results]:
+@pytest.fixture(scope="module", params=["nccl", "one-shot"])
+def together(request: pytest.FixtureRequest, models: Path) -> list[Results]:
     """Also checks that collectives can be captured and replayed (`rank_process.check_graph`)."""
-    return run_ranks(models, 2, "cuda")
+    for old in models.glob("meet-*"):
+        old.unlink()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OCTAVO_ALL_REDUCE", request.param)
+        return run_ranks(models, 2, "cuda")
 
 
 def test_float32_tokens_are_those_of_one_gpu(alone: Results, together: list[Results]) -> None:

@@ -15,6 +15,17 @@ from torch import Tensor
 _BACKENDS = {"cuda": "nccl", "cpu": "gloo"}
 
 
+def make_group(
+    rank: int, size: int, rendezvous: str, device: torch.device, timeout_seconds: float
+) -> TorchGroup:
+    """The fastest one that was asked for and that these ranks can have; as `TorchGroup`."""
+    if size == 2 and device.type == "cuda" and os.environ.get("OCTAVO_ALL_REDUCE") == "one-shot":
+        from octavo_server.distributed.peer_group import PeerGroup
+
+        return PeerGroup(rank, size, rendezvous, device, timeout_seconds)
+    return TorchGroup(rank, size, rendezvous, device, timeout_seconds)
+
+
 class TorchGroup:
     """This process's rank of the one group that it belongs to.
 

@@ -281,13 +281,13 @@ def join(rank: int, size: int, meeting: int, device: torch.device) -> Group:
     # Late: one rank alone never imports torch.distributed.
     import torch.distributed as dist
 
-    from octavo_server.distributed.torch_group import TorchGroup
+    from octavo_server.distributed.torch_group import make_group
 
     if dist.is_initialized():
         raise InvalidSettings(
             "this process already has an engine of several ranks: close it before another starts"
         )
-    return TorchGroup(rank, size, f"file:///proc/self/fd/{meeting}", device, _MEETING_SECONDS)
+    return make_group(rank, size, f"file:///proc/self/fd/{meeting}", device, _MEETING_SECONDS)
 
 
 def local_config(config: EngineConfig, path: str, dtype: str, device: str) -> EngineConfig:

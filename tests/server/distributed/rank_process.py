@@ -137,7 +137,7 @@ def check_graph(group: Group, device: torch.device) -> None:
 
 def main() -> None:
     # Late, as in an engine: one rank alone never imports torch.distributed.
-    from octavo_server.distributed.torch_group import TorchGroup
+    from octavo_server.distributed.torch_group import make_group
 
     rank, size = int(sys.argv[1]), int(sys.argv[2])
     models, rendezvous, kind = sys.argv[3:]
@@ -145,7 +145,7 @@ def main() -> None:
     device = torch.device(kind, rank) if kind == "cuda" else torch.device(kind)
     if kind == "cuda":
         torch.cuda.set_device(device)
-    group = TorchGroup(rank, size, rendezvous, device, _TIMEOUT_SECONDS)
+    group = make_group(rank, size, rendezvous, device, _TIMEOUT_SECONDS)
     if kind == "cuda":
         check_graph(group, device)
     found = run_all(Path(models), group, device)
