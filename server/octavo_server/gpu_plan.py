@@ -117,6 +117,9 @@ def _activations(first: Shard, settings: EngineSettings) -> int:
     vocab, hidden = first.config.vocab_size, first.config.hidden_size
     element = DTYPE_BYTES[settings.dtype]
     logits = rows * (first.width * element + hidden * (4 + element))
+    if first.size > 1:
+        # Of all ranks: as they come, and row by row.
+        logits += 2 * rows * first.size * first.width * element
     extra = 2 * min(rows, EXTRA_ROWS) * vocab * 4
     decode = max(_layer(first, element, rows), logits) + extra
     return max(_layer(first, element, settings.step_tokens), decode)

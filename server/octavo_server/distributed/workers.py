@@ -75,6 +75,7 @@ class Workers:
         self._failure: RankFailed | None = None
         self._failed = threading.Event()
         self._closing = False
+        self._watched = False
         self._step_seconds = 0.0
         self._step_began: float | None = time.monotonic()  # its start counts as one, without limit
         self._processes = [self._spawn() for _ in range(size - 1)]
@@ -110,6 +111,7 @@ class Workers:
                 process.stdin.flush()
             os.close(self._report_ends[rank - 1])
         self._report_ends.clear()
+        self._watched = True
         threading.Thread(target=self._watch, name="ranks-watch", daemon=True).start()
 
     def join(self, device: torch.device) -> Group:
@@ -186,7 +188,10 @@ class Workers:
         self._kill()
         if not orderly:
             self._leave_group()
-        for descriptor in (*self._ring.all, self._meeting, *self._report_ends):
+        left = [*self._ring.all, self._meeting, *self._report_ends]
+        if not self._watched:
+            left += self._reports
+        for descriptor in left:
             os.close(descriptor)
         self._report_ends.clear()
 
