@@ -25,13 +25,14 @@ sys.path[:0] = [str(ROOT), *(str(ROOT / name) for name in ("server", "kernels"))
 # ruff: noqa: E402
 import torch
 from tests.kernels.paged_batch import PagedBatch, make_batch
+from tests.kernels.shared_batch import make_shared_batch
 from tests.kernels.test_step_inputs import BLOCK_SIZE, CASES, Device, pack
 
 import octavo_kernels
 from octavo_kernels import attention_plan, linear_add, skinny_table
 from octavo_kernels.ops import Ops, SamplingRows, _triton_ops
 from octavo_kernels.skinny_linear import Skinny
-from octavo_kernels.tiles import Parts
+from octavo_kernels.tiles import Parts, Sharing
 
 ON_GPU = torch.cuda.is_available()
 DEVICE = "cuda" if ON_GPU else "cpu"
@@ -108,6 +109,22 @@ def attention(ops: Ops) -> None:
                     assert not found.isnan().any(), "attention read what it must not"
 
 
+def shared_prefixes(ops: Ops) -> None:
+    """Two groups that begin with the same pages, a loner beside them."""
+    sharing = Sharing(1, mixed_seqs=1, rows=2, keys=16, saved_keys=1, min_keys=32, multiple=16)
+    with (
+        mock.patch.object(attention_plan, "PARTS", Parts(min_keys=16)),
+        mock.patch.object(attention_plan, "SHARING", sharing),
+    ):
+        batch, _ = make_shared_batch(
+            [(3, [1, 17, 5]), (2, [33, 2])], [50], heads=HEADS, kv_heads=KV_HEADS,
+            head_size=HEAD_SIZE, dtype=DTYPE, device=DEVICE,
+        )  # fmt: skip
+        with mock.patch.object(PagedBatch, "planner", staticmethod(ops.plan_attention)):
+            found = batch.attend(ops.paged_attention)
+        assert not found.isnan().any(), "attention read what it must not"
+
+
 def products(ops: Ops) -> None:
     weight, bias = randn(OUTS, INS), randn(OUTS)
     norm_weight, norm_bias = randn(INS), randn(INS)
@@ -133,6 +150,21 @@ def sampling(ops: Ops) -> None:
     index = torch.arange(rows, dtype=torch.int32, device=DEVICE)
     drawn = ops.sample(randn(rows, VOCAB), index, index.long(), state)
     assert ((drawn >= 0) & (drawn < VOCAB)).all()
+    # Slices of a vocabulary are drawn from where no row has a filter.
+    plain = state._replace(
+        top_k=torch.zeros_like(state.top_k),
+        top_p=torch.ones_like(state.top_p),
+        min_p=torch.zeros_like(state.min_p),
+    )
+    halves = randn(rows, VOCAB).split([VOCAB // 2, VOCAB - VOCAB // 2], dim=1)
+    candidates = torch.stack(
+        [
+            ops.best_of_slice(half, index, index.long(), plain, first_id)
+            for half, first_id in zip(halves, (0, VOCAB // 2), strict=True)
+        ]
+    )
+    drawn = ops.best_of_all(candidates, index, plain)
+    assert ((drawn >= 0) & (drawn < VOCAB)).all()
 
 
 def step_inputs(ops: Ops) -> None:
@@ -145,7 +177,8 @@ def step_inputs(ops: Ops) -> None:
 
 
 LAUNCHES: list[Callable[[Ops], None]] = [
-    norms_and_activations, rotary_and_cache, attention, products, sampling, step_inputs,
+    norms_and_activations, rotary_and_cache, attention, shared_prefixes, products, sampling,
+    step_inputs,
 ]  # fmt: skip
 
 
