@@ -117,9 +117,9 @@ def _write(file: int, part: memoryview, place: int) -> None:
         done += os.pwrite(file, part[done:], place + done)
 
 
-def differing(folder: Path, slots: dict[str, torch.Tensor]) -> tuple[list[str], int]:
+def differing(folder: Path, weights: dict[str, torch.Tensor]) -> tuple[list[str], int]:
     """Names of compared tensors that are not what the files hold, and how many were compared."""
-    names = sorted(slots, key=lambda name: (-slots[name].numel(), name))
+    names = sorted(weights, key=lambda name: (-weights[name].numel(), name))
     chosen = names[:: max(1, len(names) // COMPARED)] + names[-1:]
     wrong = []
     where = {}
@@ -127,10 +127,10 @@ def differing(folder: Path, slots: dict[str, torch.Tensor]) -> tuple[list[str], 
         with safe_open(path, framework="pt", device="cpu") as file:
             where |= dict.fromkeys(file.keys(), path)
     for name in dict.fromkeys(chosen):
-        slot = slots[name]
+        weight = weights[name]
         with safe_open(where[name], framework="pt", device="cpu") as file:
-            stored = file.get_tensor(name).to(slot.device).to(slot.dtype)
-        if not torch.equal(stored, slot) or not stored.any():
+            stored = file.get_tensor(name).to(weight.device).to(weight.dtype)
+        if not torch.equal(stored, weight) or not stored.any():
             wrong.append(name)
     return wrong, len(dict.fromkeys(chosen))
 
@@ -160,9 +160,10 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         model_config = read_model_config(resolve_source(config, lambda _: None))
         ops = select_ops(device.type)
         model = build_model(model_config, ops, dtype, device, max_len=8192)
-        slots = model.slots()
-        shapes = {name: tuple(slot.shape) for name, slot in slots.items()}
-        needed = sum(2 * slot.numel() for slot in slots.values())
+        # On one GPU each tensor fills one weight.
+        weights = {name: slot.pieces[0].view for name, slot in model.slots().items()}
+        shapes = {name: tuple(weight.shape) for name, weight in weights.items()}
+        needed = sum(2 * weight.numel() for weight in weights.values())
         with scratch(args.folder, needed) as folder:
             shutil.copy(source_folder / "config.json", folder)
             began = time.perf_counter()
@@ -173,16 +174,19 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
             source = resolve_source(config, lambda _: None)
             for _ in range(args.repeats):
                 with torch.inference_mode():
-                    for slot in slots.values():
-                        slot.zero_()
+                    for weight in weights.values():
+                        weight.zero_()
                 if device.type == "cuda":
                     torch.cuda.synchronize()
                 began = time.perf_counter()
-                fill(model, source, config, lambda text: print(text, file=sys.stderr))
+                fill(
+                    model, source, model_config, config,
+                    lambda text: print(text, file=sys.stderr),
+                )  # fmt: skip
                 if device.type == "cuda":
                     torch.cuda.synchronize()
                 seconds.append(time.perf_counter() - began)
-            wrong, compared = differing(folder, slots)
+            wrong, compared = differing(folder, weights)
             files = len(weight_files(folder))
     return {
         "machine": results.machine(),

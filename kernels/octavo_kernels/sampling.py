@@ -39,9 +39,8 @@ from .nucleus import BLOCK as SETTLE_BLOCK
 from .nucleus import LEFT, look_above, settle_kernel
 from .nucleus import PROGRAMS as SETTLE_PROGRAMS
 from .ops import SamplingRows
-from .scan import ASKED, COMPILED_FOR, GROUP, PARTIAL, scan_kernel, shares
+from .scan import ASKED, COLDEST, COMPILED_FOR, GROUP, PARTIAL, scan_triton, scratch, shares
 from .scan import BLOCK as SCAN_BLOCK
-from .scan import PROGRAMS as SCAN_PROGRAMS
 from .thresholds import cutoff_of, load_logits, mass_of, raise_among, raise_threshold
 
 # Lowest finite float32: a threshold there keeps every id but those at -inf.
@@ -56,8 +55,6 @@ _BLOCK = 4096
 _CANDIDATE_GROUPS = 128
 # Distance of neighbours in float32's bits: logits of 16 bits are searched in fewer steps.
 _STEPS = {torch.float32: 1, torch.float16: 1 << 13, torch.bfloat16: 1 << 16}
-# Temperatures below count as this, which still draws among equals: their inverse is no infinity.
-_COLDEST = 1e-5
 
 
 @jit
@@ -117,7 +114,7 @@ def finish_kernel(
         tried = tl.load(score_ids + place, mask=here, other=0x7FFFFFFF)
         winner = tl.min(tl.where(first_try == tl.max(first_try, 0), tried, 0x7FFFFFFF), 0)
     if asks:
-        scale = 1.4426950408889634 / tl.maximum(temperature, 1e-5)  # as _COLDEST
+        scale = 1.4426950408889634 / tl.maximum(temperature, 1e-5)  # as COLDEST
         row = logits + index * stride_row
         values = tl.load(bests + place, mask=here, other=float("-inf"))
         best = tl.max(values, 0)
@@ -204,42 +201,25 @@ def sample_triton(logits: Tensor, rows: Tensor, positions: Tensor, state: Sampli
     out = torch.empty(count, dtype=torch.int64, device=device)
     if count == 0:
         return out
-    assert logits.stride(1) == 1
-    chunks, tiles = shares(count, vocab, SCAN_BLOCK, SCAN_PROGRAMS)
+    found, chunks = scan_triton(logits, rows, positions, state, 0)
     groups = cdiv(vocab, GROUP)
-
-    def scratch(parts: int, size: int, dtype: torch.dtype) -> tuple[Tensor, ...]:
-        # Multiples of 16 bytes, whatever the rows: Triton compiles again for other alignments.
-        return torch.empty(parts, cdiv(size, 4) * 4, dtype=dtype, device=device).unbind()
-
-    # What the first launch leaves for the second, and that for the third.
-    scores, bests, masses = scratch(3, count * chunks, torch.float32)
-    (score_ids,) = scratch(1, count * chunks, torch.int32)
-    (peaks,) = scratch(1, count * groups, torch.float32)
-    partial = (scores, score_ids, bests, masses, peaks)
-    targets, floors, row_bests, scales = scratch(4, count, torch.float32)
-    (arrived,) = scratch(1, count, torch.int32)
-    (candidates,) = scratch(1, count * _CANDIDATE_GROUPS, torch.int32)
+    # What the second launch leaves for the third.
+    targets, floors, row_bests, scales = scratch(4, count, torch.float32, device)
+    (arrived,) = scratch(1, count, torch.int32, device)
+    (candidates,) = scratch(1, count * _CANDIDATE_GROUPS, torch.int32, device)
     left = (targets, floors, row_bests, arrived, scales)
-    asked = (
-        logits, rows, state.temperature, state.top_k, state.top_p, state.min_p, state.seeds,
-        positions,
-    )  # fmt: skip
     options = launch_options(device.index)
-    scan_kernel[(count, chunks)](
-        *partial, *asked, 0, vocab, chunks, groups, tiles, logits.stride(0),
-        BLOCK=SCAN_BLOCK, GROUP=GROUP, num_warps=4, **options,
-    )  # fmt: skip
     finish_kernel[(count,)](
-        out, state.last_tokens, *left, candidates, *partial, *asked,
-        vocab, chunks, groups, logits.stride(0),
+        out, state.last_tokens, *left, candidates, *found,
+        logits, rows, state.temperature, state.top_k, state.top_p, state.min_p, state.seeds,
+        positions, vocab, chunks, groups, logits.stride(0),
         CHUNKS=next_power_of_2(cdiv(vocab, SCAN_BLOCK)), GROUPS=next_power_of_2(groups),
         GROUP=GROUP, CANDIDATES=_CANDIDATE_GROUPS, BLOCK=_BLOCK, STEP=_STEPS[logits.dtype],
         num_warps=16, **options,
     )  # fmt: skip
     chunks, tiles = shares(count, vocab, SETTLE_BLOCK, SETTLE_PROGRAMS)
-    masses, scores = scratch(2, count * chunks, torch.float32)
-    (score_ids,) = scratch(1, count * chunks, torch.int32)
+    masses, scores = scratch(2, count * chunks, torch.float32, device)
+    (score_ids,) = scratch(1, count * chunks, torch.int32, device)
     settle_kernel[(count, chunks)](
         out, state.last_tokens, *left, masses, scores, score_ids, logits, rows, state.seeds,
         positions, vocab, chunks, tiles, logits.stride(0),
@@ -293,7 +273,7 @@ def sample_torch(logits: Tensor, rows: Tensor, positions: Tensor, state: Samplin
                 continue
             drawn[row] = _draw(
                 logits[row].float(),
-                max(temperature, _COLDEST),
+                max(temperature, COLDEST),
                 ks[row] if 0 < ks[row] < vocab else 0,
                 ps[row],
                 min_ps[row],

@@ -6,9 +6,18 @@ or noisy logit), and for rows with filters the best logit, the mass, and the pea
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
 from .gumbel import gumbel_log2
-from .language import Variant, cdiv, gdc_launch_dependents, gdc_wait, jit, tl
+from .language import Variant, cdiv, gdc_launch_dependents, gdc_wait, jit, launch_options, tl
+from .ops import SamplingRows
 from .thresholds import load_logits
+
+# Temperatures below count as this, which still draws among equals: their inverse is no infinity.
+COLDEST = 1e-5
 
 # Logits whose peak is kept.
 GROUP = 64
@@ -62,7 +71,7 @@ def scan_kernel(
     has_k = (k > 0) & (k < vocab)
     asks = has_k | (tl.load(top_ps + owner) < 1.0) | (tl.load(min_ps + owner) > 0.0)
     asks = asks & (temperature != 0.0)
-    scale = 1.4426950408889634 / tl.maximum(temperature, 1e-5)  # as _COLDEST
+    scale = 1.4426950408889634 / tl.maximum(temperature, 1e-5)  # as COLDEST
     seed = tl.load(seeds + owner)
     position = tl.load(positions + index).to(tl.int64)
     row = logits + index * stride_row
@@ -106,6 +115,42 @@ def scan_kernel(
         lowest = tl.min(tl.where(best_score == top, best_id, 0x7FFFFFFF), 0)
         tl.store(scores + place, top)
         tl.store(score_ids + place, lowest)
+
+
+class Scanned(NamedTuple):
+    """What the kernel leaves; its shapes are flat and rounded up."""
+
+    scores: Tensor
+    score_ids: Tensor
+    bests: Tensor
+    masses: Tensor
+    peaks: Tensor
+
+
+def scratch(parts: int, size: int, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, ...]:
+    """Multiples of 16 bytes, whatever the rows: Triton compiles again for other alignments."""
+    return torch.empty(parts, cdiv(size, 4) * 4, dtype=dtype, device=device).unbind()
+
+
+def scan_triton(
+    logits: Tensor, rows: Tensor, positions: Tensor, state: SamplingRows, first_id: int
+) -> tuple[Scanned, int]:
+    """What is found, and the chunks of a row; logits `[n, ids]`, of the ids from `first_id` on."""
+    count, width = logits.shape
+    device = logits.device
+    assert logits.stride(1) == 1
+    chunks, tiles = shares(count, width, BLOCK, PROGRAMS)
+    groups = cdiv(width, GROUP)
+    scores, bests, masses = scratch(3, count * chunks, torch.float32, device)
+    (score_ids,) = scratch(1, count * chunks, torch.int32, device)
+    (peaks,) = scratch(1, count * groups, torch.float32, device)
+    found = Scanned(scores, score_ids, bests, masses, peaks)
+    scan_kernel[(count, chunks)](
+        *found, logits, rows, state.temperature, state.top_k, state.top_p, state.min_p,
+        state.seeds, positions, first_id, width, chunks, groups, tiles, logits.stride(0),
+        BLOCK=BLOCK, GROUP=GROUP, num_warps=4, **launch_options(device.index),
+    )  # fmt: skip
+    return found, chunks
 
 
 # Triton's types of the kernels' arguments, and what the tests compile them for.

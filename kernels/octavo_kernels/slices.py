@@ -23,12 +23,10 @@ from .language import (
 )
 from .ops import SamplingRows
 from .scan import BLOCK as SCAN_BLOCK
-from .scan import COMPILED_FOR, GROUP, PROGRAMS, scan_kernel, shares
+from .scan import COLDEST, COMPILED_FOR, scan_triton
 
 LARGEST = 2**31 - 1
 LOW_BITS = 2**32 - 1
-# Temperatures below count as this, as in sampling.py.
-_COLDEST = 1e-5
 
 
 @jit
@@ -90,23 +88,11 @@ def best_of_slice_triton(
     out = torch.empty(count, dtype=torch.int64, device=device)
     if count == 0:
         return out
-    assert logits.stride(1) == 1
-    chunks, tiles = shares(count, width, SCAN_BLOCK, PROGRAMS)
-    # Multiples of 16 bytes, whatever the rows; the last two are written for rows with filters only.
-    size = cdiv(count * chunks, 4) * 4
-    scores, bests, masses = torch.empty(3, size, dtype=torch.float32, device=device).unbind()
-    score_ids = torch.empty(size, dtype=torch.int32, device=device)
-    groups = cdiv(width, GROUP)
-    peaks = torch.empty(cdiv(count * groups, 4) * 4, dtype=torch.float32, device=device)
-    options = launch_options(device.index)
-    scan_kernel[(count, chunks)](
-        scores, score_ids, bests, masses, peaks, logits, rows, state.temperature, state.top_k,
-        state.top_p, state.min_p, state.seeds, positions, first_id, width, chunks, groups, tiles,
-        logits.stride(0), BLOCK=SCAN_BLOCK, GROUP=GROUP, num_warps=4, **options,
-    )  # fmt: skip
+    found, chunks = scan_triton(logits, rows, positions, state, first_id)
     join_kernel[(count,)](
-        out, scores, score_ids, chunks, first_id,
-        CHUNKS=next_power_of_2(cdiv(width, SCAN_BLOCK)), num_warps=4, **options,
+        out, found.scores, found.score_ids, chunks, first_id,
+        CHUNKS=next_power_of_2(cdiv(width, SCAN_BLOCK)), num_warps=4,
+        **launch_options(device.index),
     )  # fmt: skip
     return out
 
@@ -137,7 +123,7 @@ def best_of_slice_torch(
         noise = gumbel_noise(
             state.seeds[index[row : row + 1]], positions[row : row + 1].long(), ids
         )[0]
-        noisy = noise.add_(logits[row].float() / max(temperature, _COLDEST))
+        noisy = noise.add_(logits[row].float() / max(temperature, COLDEST))
         own[row] = noisy.argmax()
         scores[row] = noisy[own[row]]
     return candidates_of(scores, own + first_id)

@@ -8,16 +8,18 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from octavo_server.distributed.shard import Shard, shard, sizes_that_work
+from octavo_server.engine.scheduler import COUNT_SLOTS
 from octavo_server.errors import InvalidSettings, OutOfMemory
 from octavo_server.memory_plan import DTYPE_BYTES, CachePlan, plan_blocks, weight_bytes
 from octavo_server.model_config import ModelConfig
 
-# The engine's own; a test compares them.
+# The engine's own, of modules that import torch; a test compares them.
 STEP_TOKENS = 8192
 MLP_TOKENS = 4096
 EXTRA_ROWS = 64
-COUNT_SLOTS = 64
+
 FRAGMENTS = 1.02
+"""The memory of steps is a little larger than the largest: pieces do not fit without gaps."""
 
 GRAPHS_BYTES = 40 << 20
 """Of the driver: some 80 graphs of 512 KiB."""
@@ -80,7 +82,7 @@ def plan_gpu(config: ModelConfig, settings: EngineSettings, size: int = 1) -> Gp
         "weights": weight_bytes(config, settings.dtype, size),
         "libraries": LIBRARY_BYTES + (NCCL_BYTES if size > 1 else 0),
         "activations": int(_activations(first, settings) * FRAGMENTS),
-        "buffers": _buffers(config, settings),
+        "buffers": _buffers(first.config, settings),
         "graphs": GRAPHS_BYTES,
     }
     left = 2 * terms["budget"] - sum(terms.values())
@@ -120,7 +122,8 @@ def _activations(first: Shard, settings: EngineSettings) -> int:
     if first.size > 1:
         # Of all ranks: as they come, and row by row.
         logits += 2 * rows * first.size * first.width * element
-    extra = 2 * min(rows, EXTRA_ROWS) * vocab * 4
+    # Adjusted, raw, their log probabilities, and a comparison of each.
+    extra = min(rows, EXTRA_ROWS) * vocab * (3 * 4 + 1)
     decode = max(_layer(first, element, rows), logits) + extra
     return max(_layer(first, element, settings.step_tokens), decode)
 
@@ -140,11 +143,22 @@ def _layer(first: Shard, element: int, tokens: int) -> int:
 
 
 def _buffers(config: ModelConfig, settings: EngineSettings) -> int:
-    """Page tables, the steps' packets and inputs, last residuals, token counts."""
-    length = config.max_position
-    if settings.max_model_len is not None and settings.max_model_len > 0:
-        length = settings.max_model_len
-    rows = min(settings.max_num_seqs, settings.step_tokens)
-    tables = 2 * (rows + 1) * -(-length // settings.block_size) * 4
+    length = settings.max_model_len
+    return buffer_bytes(
+        config,
+        rows=min(settings.max_num_seqs, settings.step_tokens),
+        step_tokens=settings.step_tokens,
+        max_model_len=length if length is not None and length > 0 else config.max_position,
+        block_size=settings.block_size,
+    )
+
+
+def buffer_bytes(
+    config: ModelConfig, *, rows: int, step_tokens: int, max_model_len: int, block_size: int
+) -> int:
+    """What a runner keeps beside the cache: page tables, the steps' packets and inputs, last
+    residuals, token counts.
+    """
+    tables = 2 * (rows + 1) * -(-max_model_len // block_size) * 4
     counts = COUNT_SLOTS * config.vocab_size * 5
-    return tables + settings.step_tokens * 28 + rows * (config.hidden_size * 4 + 128) + counts
+    return tables + step_tokens * 28 + rows * (config.hidden_size * 4 + 128) + counts

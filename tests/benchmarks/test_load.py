@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 from pathlib import Path
 
 import pytest
@@ -33,3 +34,10 @@ def test_files_hold_every_tensor_and_a_changed_one_is_seen(
 def test_says_where_there_is_no_room(tmp_path: Path) -> None:
     with pytest.raises(load.NoRoom, match=str(tmp_path)), load.scratch(tmp_path, 1 << 60):
         pass
+
+
+def test_a_checkpoint_goes_through_the_engines_loader(tmp_path: Path) -> None:
+    asked = argparse.Namespace(tiny=True, folder=tmp_path, repeats=2, commit="here")
+    found = load.measure(asked)
+    assert found["wrong"] == [] and found["compared"] > 10
+    assert len(found["seconds"]) == 2 and found["bytes"] > 0

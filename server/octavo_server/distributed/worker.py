@@ -60,7 +60,7 @@ def main() -> int:
     except MemoryError:
         report(settings, RankFailed("OutOfMemory", f"{name}: the machine ran out of memory"))
     except Exception as error:
-        from octavo_server.engine.memory import shortage_in
+        from octavo_server.engine.shortage import shortage_in
 
         logger.exception("%s failed", name)
         reason = "EngineFailed" if shortage_in(error) is None else "OutOfMemory"

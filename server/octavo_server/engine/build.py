@@ -18,6 +18,7 @@ from octavo_server.engine.messages import Add, Ready
 from octavo_server.engine.rank import Rank
 from octavo_server.engine.runner import Runner
 from octavo_server.engine.scheduler import Scheduler, SchedulerConfig
+from octavo_server.engine.shortage import shortage_in
 from octavo_server.errors import EngineDead, OutOfMemory
 from octavo_server.memory_plan import CachePlan
 from octavo_server.sampling_params import SamplingParams
@@ -45,7 +46,8 @@ def build_engine(
     """
     if config.tensor_parallel_size == 1:
         return _build(config, progress, None)
-    workers = start_workers(config.tensor_parallel_size, on_failure)
+    # Before all that takes time here: they import torch meanwhile.
+    workers = Workers(config.tensor_parallel_size, on_failure)
     try:
         return _build(config, progress, workers)
     except BaseException as error:
@@ -53,11 +55,6 @@ def build_engine(
         workers.close(orderly=False)  # they may wait for this rank
         # What the error's traceback holds must not hold memory of a device.
         raise found from (error if found is not error else None)
-
-
-def start_workers(size: int, on_failure: OnFailure | None) -> Workers:
-    """Before all that takes time here: they import torch meanwhile."""
-    return Workers(size, on_failure)
 
 
 def _build(
@@ -149,7 +146,9 @@ def _capture_graphs(runner: Runner | LeadingRunner, progress: Callable[[str], No
     free, _ = torch.cuda.mem_get_info()
     try:
         captured = runner.capture()
-    except torch.OutOfMemoryError as error:
+    except RuntimeError as error:
+        if shortage_in(error) is None:
+            raise
         raise OutOfMemory(
             "no GPU memory is left for CUDA graphs, which all ranks need alike; lower "
             "--gpu-memory-utilization or --max-num-seqs, or pass --enforce-eager"

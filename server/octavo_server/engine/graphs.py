@@ -10,11 +10,13 @@ from __future__ import annotations
 import bisect
 import logging
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 
 import torch
 from torch import Tensor
 
 from octavo_server.engine.arena import Arena
+from octavo_server.engine.shortage import shortage_in
 
 logger = logging.getLogger(__name__)
 
@@ -36,7 +38,7 @@ SHORT_QUERY = 1024
 def row_buckets(max_rows: int) -> list[int]:
     """Row counts that graphs are captured for.
 
-    Each costs start-up time and about 12 MiB. Up to 64 rows the weights' bytes decide and a few
+    Each costs start-up time, and 0.6 MiB. Up to 64 rows the weights' bytes decide and a few
     more rows are free; beyond, padding costs a third at most, of the products only.
     """
     most = min(max_rows, MAX_ROWS)
@@ -94,10 +96,13 @@ class Graphs:
             graph.capture_begin(pool=self._arena.pool_id, capture_error_mode="thread_local")
             try:
                 result = self._function(*key)
-            finally:
-                graph.capture_end()
-        except torch.cuda.OutOfMemoryError:
-            if self._needed:
+            except BaseException:
+                with suppress(RuntimeError):  # which would hide the cause
+                    graph.capture_end()
+                raise
+            graph.capture_end()
+        except RuntimeError as error:
+            if self._needed or shortage_in(error) is None:
                 raise
             logger.warning("no memory for a CUDA graph of %s: its steps run without", key)
             self._captured[key] = None

@@ -4,7 +4,6 @@ a GPU.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -17,21 +16,17 @@ from octavo_server.distributed.group import Group
 from octavo_server.distributed.vocabulary import gather_logits
 from octavo_server.engine.arena import Arena
 from octavo_server.engine.graphs import row_buckets, token_buckets
-from octavo_server.engine.sampler import EXTRA_ROWS
-from octavo_server.engine.scheduler import COUNT_SLOTS
+from octavo_server.engine.sampler import EXTRA_ROWS, Judgement
+from octavo_server.engine.shortage import shortage_in
 from octavo_server.errors import OutOfMemory
+from octavo_server.gpu_plan import FRAGMENTS, buffer_bytes
 from octavo_server.models.causal_lm import Batch, CausalLM
-
-_SHORTAGE = re.compile(r"out of memory|allocate memory|_ALLOC_FAILED")
 
 CPU_CACHE_BYTES = 1 << 30
 """Default on CPU, where the machine's memory belongs to others too."""
 
 GRAPH_BYTES = 512 << 10
 """Of the driver, per captured graph: 28 MiB for 50 of some 230 launches (H100)."""
-
-FRAGMENTS = 1.02
-"""The arena is a little larger than the largest step: pieces of it do not fit without gaps."""
 
 SPARE_BYTES = 256 << 20
 """Left free where other tenants, not the utilization, set the limit: fragments, late modules."""
@@ -54,19 +49,6 @@ def foreign_bytes(device: torch.device) -> int:
             "half a GiB): others hold the rest; free the GPU or use another"
         ) from error
     return total - free
-
-
-def shortage_in(error: BaseException) -> str | None:
-    """What an error says of memory that was not there, in a few words; None: it says nothing.
-
-    torch's own has a class; what the driver, cuBLAS and Triton report is a RuntimeError.
-    """
-    text = str(error)
-    if wanted := re.search(r"Tried to allocate ([\d.]+ \w+)", text):
-        return f"{wanted[1]} were wanted"
-    if isinstance(error, (torch.OutOfMemoryError, MemoryError)) or _SHORTAGE.search(text):
-        return text.strip().splitlines()[0][:200] if text.strip() else "no more was said"
-    return None
 
 
 def stated_cache_bytes(config: EngineConfig, device: torch.device) -> int | None:
@@ -135,6 +117,7 @@ def measure_cache_bytes(
     `OutOfMemory` when nothing is left.
     """
     weights = torch.cuda.memory_allocated(device)
+    arena.catch_up()
     try:
         with torch.inference_mode(), arena.stream():
             trial = _Trial(config, model, bounds, group, device, dtype)
@@ -155,7 +138,13 @@ def measure_cache_bytes(
         kinds = 1 if group.size == 1 else 2
         graphs = ((1 + 2 * kinds) * len(rows) + 2 * len(tokens)) * GRAPH_BYTES
     torch.cuda.empty_cache()
-    buffers = _buffer_bytes(bounds, model, config.block_size)
+    buffers = buffer_bytes(
+        model.config,
+        rows=bounds.max_num_seqs,
+        step_tokens=bounds.max_step_tokens,
+        max_model_len=bounds.max_model_len,
+        block_size=config.block_size,
+    )
     free, total = torch.cuda.mem_get_info(device)
     # Weights, and what libraries and loaded kernels took since the context was made.
     held = total - free - foreign
@@ -226,8 +215,9 @@ class _Trial:
     def draw_extra(self) -> None:
         """What rows that ask for log probabilities add to a full step: copies in float32."""
         rows = min(self._bounds.max_num_seqs, EXTRA_ROWS)
-        logits = torch.zeros((rows, self._model.config.vocab_size), device=self._device)
-        torch.log_softmax(logits, dim=-1)
+        adjusted = torch.zeros((rows, self._model.config.vocab_size), device=self._device)
+        ids = torch.zeros(rows, dtype=torch.int64, device=self._device)
+        Judgement(adjusted.clone(), ids, [1] * rows, list(range(rows)))
 
     def _run(self, length: int, tokens: int) -> torch.Tensor:
         rows = tokens // length
@@ -269,11 +259,3 @@ def _peak(device: torch.device, run: Callable[[], None]) -> int:
     peak = torch.cuda.max_memory_allocated(device) - torch.cuda.memory_allocated(device)
     torch.cuda.empty_cache()
     return int(peak)
-
-
-def _buffer_bytes(bounds: StepBounds, model: CausalLM, block_size: int) -> int:
-    """What the runner keeps beside the cache: tables, packet, inputs, last residuals."""
-    rows, tokens = bounds.max_num_seqs, bounds.max_step_tokens
-    table = (rows + 1) * -(-bounds.max_model_len // block_size) * 4
-    counts = COUNT_SLOTS * model.config.vocab_size * 5
-    return 2 * table + tokens * 28 + rows * (model.config.hidden_size * 4 + 128) + counts

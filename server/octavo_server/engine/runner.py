@@ -28,9 +28,9 @@ from octavo_server.engine.graphs import (
 )
 from octavo_server.engine.head import Head
 from octavo_server.engine.launched import Launched
-from octavo_server.engine.memory import shortage_in
 from octavo_server.engine.rows import Rows, packet_size
 from octavo_server.engine.sampler import Judgement, Sampler
+from octavo_server.engine.shortage import shortage_in
 from octavo_server.engine.step import Sampled, Step
 from octavo_server.errors import StepOutOfMemory
 from octavo_server.models.causal_lm import Batch, CausalLM
@@ -83,7 +83,6 @@ class Runner:
             (max_num_seqs + 1, max_blocks), dtype=torch.int32, device=device
         )
         size = packet_size(max_num_seqs, max_step_tokens, max_blocks)
-        self._judged_prompts: set[int] = set()  # rows
         self._turn = 0
         self._host_packets = [
             torch.zeros(size, dtype=torch.int32, pin_memory=self._on_gpu)
@@ -115,6 +114,7 @@ class Runner:
         self._token_buckets = token_buckets(max_step_tokens, config.layer_weights)
         if arena is not None:
             make_counters(device, max_num_seqs * config.num_kv_heads)
+            arena.catch_up()
         self._stream = nullcontext if arena is None else arena.stream
         self._memory = nullcontext if arena is None else arena.memory
         self._graphs = _StepGraphs(self, arena) if use_graphs and arena is not None else None
@@ -173,11 +173,11 @@ class Runner:
         length = self._rows.write_packet(step, host_packet.numpy())
         for new in step.new_rows:
             self._sampler.take_row(new.row)
-        prompts = self._prompts_to_judge(step)
-        graphs = None if prompts else self._graphs
         more = self._sampler.asks_more(rows)
         by_slices = self._head.by_slices(rows)
         decodes = len(sampled) == step.num_tokens
+        prompts = [] if decodes else self._prompts_to_judge(step)
+        graphs = None if prompts else self._graphs
 
         def send_packet() -> None:
             if self._on_gpu:
@@ -371,17 +371,10 @@ class Runner:
 
     def _prompts_to_judge(self, step: Step) -> list[int]:
         """Sequences of the step whose prompt tokens are to be judged, as indices."""
-        for row in step.freed_rows:
-            self._judged_prompts.discard(row)
-        for new in step.new_rows:
-            if new.params.prompt_logprobs is not None:
-                self._judged_prompts.add(new.row)
-        if not self._judged_prompts:
-            return []
         return [
             index
             for index, row in enumerate(step.rows)
-            if row in self._judged_prompts
+            if self._rows.params[row].prompt_logprobs is not None
             and step.starts[index] < self._rows.num_prompt_tokens[row] - 1
         ]
 

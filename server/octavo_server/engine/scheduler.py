@@ -24,8 +24,8 @@ COUNT_SLOTS = 64
 
 QUEUE_STEPS = 8
 """Steps within which prompts that could start now are computed beside decoding streams: where many
-wait for their first token, their wait counts for more than a few streams' next one. Less than 8
-times `max_mixed_tokens` waiting changes nothing.
+wait for their first token, their wait counts for more than a few streams' next one. A prompt counts
+for `max_mixed_tokens` at most: one long prompt is no queue, and up to 8 prompts change nothing.
 """
 
 WATERMARK = 0.01
@@ -250,10 +250,11 @@ class Scheduler:
 
     def _mixed_tokens(self, prefilling: list[Sequence]) -> int:
         """Prompt tokens beside decoding streams."""
-        queued = sum(sequence.num_uncomputed for sequence in prefilling)
+        most = self.config.max_mixed_tokens
+        queued = sum(min(sequence.num_uncomputed, most) for sequence in prefilling)
         for sequence in itertools.islice(self.waiting, len(self._free_rows)):
-            queued += len(sequence.token_ids)
-        return max(self.config.max_mixed_tokens, queued // QUEUE_STEPS)
+            queued += min(len(sequence.token_ids), most)
+        return max(most, queued // QUEUE_STEPS)
 
     def _most_blocks_needed(
         self, decoding: list[Sequence], prefilling: list[Sequence], budget: int

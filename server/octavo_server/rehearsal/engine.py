@@ -66,7 +66,7 @@ def rehearse(
         config = dataclasses.replace(config, device="cuda")
         with (
             mock.patch.object(rank, "read_model_config", shortened),
-            mock.patch.object(build, "start_workers", Unattended),
+            mock.patch.object(build, "Workers", Unattended),
             mock.patch.object(load, "fill"),
             # A rehearsed start must not start another.
             mock.patch.object(kernels, "prepare", return_value=None),

@@ -42,7 +42,7 @@ def shared(request: pytest.FixtureRequest) -> Iterator[Shared]:
     threads = torch.get_num_threads()
     shared = Shared(request.param)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(build, "start_workers", lambda size, _: shared)
+        patch.setattr(build, "Workers", lambda size, _: shared)
         patch.setenv("OMP_NUM_THREADS", "1")
         yield shared
     shared.end()

@@ -125,7 +125,7 @@ def test_a_largest_step_that_does_not_fit_is_refused_with_the_terms(
             llm.core.runner._model,
             memory.StepBounds(8192, 16, 8192),
             group=SOLO,
-            arena=SimpleNamespace(stream=nullcontext),  # type: ignore[arg-type]
+            arena=SimpleNamespace(stream=nullcontext, catch_up=lambda: None),  # type: ignore[arg-type]
             device=torch.device("cpu"),
             dtype=torch.float32,
             use_graphs=True,

@@ -58,16 +58,26 @@ def test_prompts_are_computed_whole_while_nobody_decodes_and_in_chunks_beside_a_
 
 
 def test_the_longer_the_queue_the_more_of_it_is_computed_beside_a_stream() -> None:
-    bench = Bench(max_step_tokens=256)
+    bench = Bench(blocks=1000, max_step_tokens=256, max_num_seqs=32)
     bench.add("a", [1] * 40)
     bench.step()
-    for index in range(6):
+    for index in range(24):
         bench.add(f"b{index}", [10 + index] * 60)
     step, _ = bench.step()
-    assert step.counts == [1, 45]  # an eighth of the 360 that wait, not 16
-    bench.scheduler.abort([f"b{index}" for index in range(2, 6)])
+    assert step.counts == [1, 48]  # an eighth of 16 tokens each of 24 that wait, not 16
+    bench.scheduler.abort([f"b{index}" for index in range(2, 24)])
     step, _ = bench.step()
-    assert step.counts == [1, 15, 1]  # the rest of b0's; 75 wait now, an eighth is less than 16
+    assert step.counts == [1, 12, 4]  # two wait: 16 as ever
+
+
+def test_one_long_prompt_is_no_queue() -> None:
+    bench = Bench(blocks=1000, max_model_len=2000, max_step_tokens=256)
+    bench.add("a", [1] * 40)
+    bench.step()
+    bench.add("b", [2] * 1900)
+    for _ in range(3):
+        step, _ = bench.step()
+        assert step.counts == [1, 16]
 
 
 def test_beside_rows_that_nobody_watches_prompts_are_computed_whole() -> None:
