@@ -32,7 +32,7 @@ class Process:
         self.errors = folder / "stderr"
         roots = [str(ROOT / name) for name in ("server", "kernels", "operator")]
         environment = os.environ | {
-            "PYTHONPATH": os.pathsep.join(roots),
+            "PYTHONPATH": os.pathsep.join([*roots, *filter(None, sys.path)]),
             "OCTAVO_TERMINATION_LOG": str(self.termination),
             "OMP_NUM_THREADS": "1",
         }
