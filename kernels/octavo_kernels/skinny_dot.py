@@ -1,4 +1,4 @@
-"""Products of up to 64 rows on tensor cores, the inputs split over programs that join in order.
+"""Products of up to 256 rows on tensor cores, the inputs split over programs that join in order.
 
 The norm in front may be part of it (`Skinny.fused`): every program then repeats it for all rows,
 which pays for few rows and few programs. Bias, activation and residual come at the end, on the
@@ -120,7 +120,8 @@ def dot_kernel(
     bias,  # [outs]; ignored unless HAS_BIAS
     norm_weight,  # [ins]; ignored without a norm
     norm_bias,  # [ins]; ignored unless "layer_norm"
-    partials,  # float32 [SPLITS, tiles, BLOCK_OUT, ROWS]: scratch; ignored unless SPLITS > 1
+    partials,  # float32 [SPLITS, tiles, BLOCK_OUT, ROWS]: scratch; ignored unless SPLITS > 1.
+    # Tiles of outputs times tiles of rows.
     counters,  # int32 [tiles], zero before and after; likewise
     rows,
     outs,
@@ -132,7 +133,7 @@ def dot_kernel(
     EPILOGUE: tl.constexpr,
     ADD: tl.constexpr,
     HAS_BIAS: tl.constexpr,
-    ROWS: tl.constexpr,  # power of 2 >= 16, >= rows
+    ROWS: tl.constexpr,  # of a tile: power of 2 >= 16
     BLOCK_OUT: tl.constexpr,
     BLOCK_IN: tl.constexpr,
     SPLITS: tl.constexpr,
@@ -144,9 +145,13 @@ def dot_kernel(
     LINE: tl.constexpr,  # elements of the weight in 128 bytes
     PDL: tl.constexpr,
 ):
-    """Program (tile of outputs, share of the inputs)."""
-    tile = tl.program_id(0)
-    split = tl.program_id(1)
+    """Program (tile of rows, tile of outputs, share of the inputs).
+
+    Programs with the same part of the weight are neighbours: one reads it, the others find it in
+    the L2.
+    """
+    tile = tl.program_id(1)
+    split = tl.program_id(2)
     share = tl.cdiv(tl.cdiv(ins, BLOCK_IN), SPLITS) * BLOCK_IN
     first = split * share
     last = tl.minimum(first + share, ins)
@@ -164,7 +169,7 @@ def dot_kernel(
             prefetch(starts + tl.minimum(ahead, ins - 1), ins, tl.maximum(last - ahead, 1),
                      PREFETCH * BLOCK_IN // LINE, LINE)  # fmt: skip
         gdc_wait()
-    row = tl.arange(0, ROWS)
+    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     x_rows = x + tl.minimum(row, rows - 1).to(tl.int64) * stride_x
     mean = tl.zeros([ROWS], tl.float32)
     scale = mean
@@ -192,18 +197,19 @@ def dot_kernel(
     else:
         # The last program to arrive adds all shares, its own too, in their order: the sum does not
         # depend on who came last.
-        tiles = tl.num_programs(0)
-        within = tl.arange(0, BLOCK_OUT)[:, None] * ROWS + row[None, :]
+        tiles = tl.num_programs(0) * tl.num_programs(1)
+        mine = tile * tl.num_programs(0) + tl.program_id(0)
+        within = tl.arange(0, BLOCK_OUT)[:, None] * ROWS + tl.arange(0, ROWS)[None, :]
         size: tl.constexpr = BLOCK_OUT * ROWS
-        tl.store(partials + (split * tiles + tile).to(tl.int64) * size + within, acc)
+        tl.store(partials + (split * tiles + mine).to(tl.int64) * size + within, acc)
         tl.debug_barrier()  # every thread's part is written before one of them says so
-        arrived = tl.atomic_add(counters + tile, 1, sem="acq_rel")
+        arrived = tl.atomic_add(counters + mine, 1, sem="acq_rel")
         if arrived == SPLITS - 1:
             total = tl.zeros([BLOCK_OUT, ROWS], tl.float32)
             for other in tl.static_range(SPLITS):  # unrolled: the loads do not wait for each other
-                source = partials + (other * tiles + tile).to(tl.int64) * size
+                source = partials + (other * tiles + mine).to(tl.int64) * size
                 total += tl.load(source + within, cache_modifier=".cg")
-            tl.store(counters + tile, 0)
+            tl.store(counters + mine, 0)
             _finish(out, total, bias, taken, tile, row, outs, rows, stride_out,
                     EPILOGUE, ADD, HAS_BIAS, BLOCK_OUT, ROWS)  # fmt: skip
 
@@ -221,25 +227,26 @@ def dot_linear(
     epilogue: Epilogue = "",
     residual: Tensor | None = None,
 ) -> Tensor:
-    """`epilogue(linear(norm(x)))` for 1 to 64 rows; with `residual`: added to that."""
+    """`epilogue(linear(norm(x)))` for 1 to 256 rows; with `residual`: added to that."""
     rows, (outs, ins) = x.shape[0], weight.shape
     assert weight.is_contiguous()
     assert x.stride(1) == 1
-    assert 1 <= rows <= 64
+    assert 1 <= rows <= 256
     out, width = residual, width_of(outs, epilogue)
     if out is None:
         out = torch.empty(rows, width, dtype=weight.dtype, device=x.device)
-    padded = 16 if rows <= 16 else 32 if rows <= 32 else 64
-    tiles = cdiv(outs, config.block_out)
+    padded = 16 if rows <= 16 else 32 if rows <= 32 else 64 if rows <= 64 else config.tile_rows
+    row_tiles, tiles = cdiv(rows, padded), cdiv(outs, config.block_out)
     share = cdiv(cdiv(ins, config.block_in), config.splits)  # tiles
     partials = counters = out
     if config.splits > 1:
         counters = counters_on(x.device)
-        assert tiles <= COUNTERS
+        assert row_tiles * tiles <= COUNTERS
         partials = torch.empty(
-            config.splits, tiles, config.block_out * padded, dtype=torch.float32, device=x.device
-        )
-    dot_kernel[(tiles, config.splits)](
+            config.splits, row_tiles * tiles, config.block_out * padded,
+            dtype=torch.float32, device=x.device,
+        )  # fmt: skip
+    dot_kernel[(row_tiles, tiles, config.splits)](
         out, x, weight, weight if bias is None else bias,
         weight if norm_weight is None else norm_weight,
         weight if norm_bias is None else norm_bias,
@@ -262,6 +269,7 @@ def variants() -> list[Variant]:
         ("fp16", "layer_norm", "", False, 16, (32, 256, 1, 2, False, 1)),
         ("bf16", "", "silu_mul", False, 32, (16, 1024, 1, 1, False, 4)),
         ("fp16", "", "", True, 32, (16, 256, 4, 5, False, 4)),
+        ("bf16", "", "silu_mul", False, 128, (128, 64, 1, 0, True, 1)),
     ):
         block_out, block_in, splits, held, more, ways = cut
         pointers = {

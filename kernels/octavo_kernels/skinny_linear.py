@@ -1,7 +1,8 @@
 """Matrix multiply for few rows: the weight is streamed once, and what surrounds it is fused.
 
-At 1 to 64 rows a product takes as long as reading its weight. Two kernels: `skinny_few` for 1 to 4
-rows (plain cores) and `skinny_dot` for up to 64 (tensor cores). Both can begin with the norm in
+At 1 to 64 rows a product takes as long as reading its weight, with a small model's weights at 256
+too. Two kernels: `skinny_few` for 1 to 4 rows (plain cores) and `skinny_dot` for up to 256 (tensor
+cores). Both can begin with the norm in
 front of the product and end with what follows it: bias, activation, the addition to the residual.
 Which kernel and which tiles a shape gets is measured: `skinny_table.py`.
 
@@ -41,6 +42,7 @@ class Skinny(NamedTuple):
     held: int = 0  # tiles in registers before the wait
     fused: int = 0  # whether the norm in front is part of the product; "few": always
     ways: int = 1  # shares of a tile's inputs that go to different warps; "few": 1
+    tile_rows: int = 64  # that a program multiplies, where there are more than 64
 
 
 @jit

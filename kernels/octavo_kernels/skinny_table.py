@@ -118,7 +118,7 @@ TABLE: dict[tuple[int, int, int, int], tuple[object, ...] | None] = {
 }
 
 # Above so many rows cuBLAS is bound by arithmetic as much as by the weight, and wins.
-MAX_ROWS = 64
+MAX_ROWS = 256
 # A program of the plain kernel for each of an H100's multiprocessors, at least twice.
 _PROGRAMS = 264
 

@@ -53,6 +53,7 @@ PRODUCTS = [
     (Skinny("dot", 32, 128, 4, 4, 4, 2), 17),
     (Skinny("dot", 32, 128, 4, 3, 2, 0, held=2, fused=1), 33),
     (Skinny("dot", 16, 256, 4, 2, 3, 0, held=2, ways=4), 7),
+    (Skinny("dot", 64, 64, 4, 3, 2, 2, tile_rows=128), 150),
 ]
 
 

@@ -32,6 +32,7 @@ DOT = Skinny("dot", 64, 128, 4, 4, 1, 2)
 SPLIT = Skinny("dot", 32, 128, 4, 4, 4, 2)
 HELD = FEW._replace(held=2)
 FUSED = Skinny("dot", 32, 128, 4, 3, 2, 0, held=2, fused=1)
+WIDE = Skinny("dot", 128, 64, 4, 4, 2, 2, tile_rows=128)
 WAYS = Skinny("dot", 16, 256, 4, 2, 3, 0, held=2, ways=4)
 
 
@@ -205,7 +206,7 @@ def test_draws_from_flat_logits(ops: Ops, dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("config", [None, FEW, HELD, DOT, SPLIT, FUSED, WAYS], ids=str)
+@pytest.mark.parametrize("config", [None, FEW, HELD, DOT, SPLIT, FUSED, WAYS, WIDE], ids=str)
 @pytest.mark.parametrize("activation", [None, "silu_mul", "gelu"])
 def test_products(
     ops: Ops,
@@ -226,7 +227,7 @@ def test_products(
     weight, bias = randn(outs, ins, scale=0.03), randn(outs)
     norm_weight, norm_bias = randn(ins), randn(ins)
     few = config is not None and config.kind == "few"
-    for rows in (1, 2, 3, 4) if few else (1, 7, 16, 33, 64):
+    for rows in (1, 2, 3, 4) if few else (65, 200, 256) if config is WIDE else (1, 7, 16, 33, 64):
         residual = torch.randn(rows, ins, device="cuda") * 3 + 1
         wanted = oracle.rms_norm(residual.cpu(), norm_weight.cpu(), 1e-5)
         wanted = activated(wanted @ weight.cpu().float().T)

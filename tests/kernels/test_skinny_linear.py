@@ -75,7 +75,10 @@ def test_few_rows(
     assert_close(actual, wanted, dtype)
 
 
-@pytest.mark.parametrize(("rows", "outs", "ins"), [(1, 48, 128), (5, 38, 100), (33, 38, 100)])
+@pytest.mark.parametrize(
+    ("rows", "outs", "ins"),
+    [(1, 48, 128), (5, 38, 100), (33, 38, 100), (150, 48, 128)],
+)
 @pytest.mark.parametrize(
     ("splits", "held", "ways"), [(1, 0, 1), (3, 0, 1), (8, 1, 1), (1, 2, 1), (1, 4, 2), (3, 1, 2)]
 )
@@ -144,7 +147,7 @@ def test_no_rows() -> None:
 
 def test_table_is_for_16_bits_and_few_rows() -> None:
     assert skinny_table.choose(4, 4096, 4096, 1) is None
-    assert skinny_table.choose(2, 4096, 4096, 65) is None
+    assert skinny_table.choose(2, 4096, 4096, 257) is None
     assert skinny_table.choose(2, 4096, 4096, 0) is None
     for (element_bytes, outs, ins, bucket), fields in skinny_table.TABLE.items():
         chosen = skinny_table.choose(element_bytes, outs, ins, bucket)
