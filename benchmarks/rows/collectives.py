@@ -18,8 +18,9 @@ from benchmarks.servers import ROOT
 
 ROWS = {8 << 10: "allreduce_8k", 256 << 10: "allreduce_256k"}
 
-ENGINE = "copied" if os.environ.get("OCTAVO_ALL_REDUCE") == "one-shot" else "nccl"
-"""The column that is what the engine calls (distributed/torch_group.py, peer_group.py)."""
+ENGINE = "nccl" if os.environ.get("OCTAVO_ALL_REDUCE") == "nccl" else "words"
+"""The column that is what the engine calls (distributed/torch_group.py, peer_group.py); "words"
+includes the addition to the residual."""
 
 
 def main() -> None:

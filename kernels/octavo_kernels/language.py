@@ -38,6 +38,7 @@ try:
                 "first_partial",
                 "tiles",
                 "chunks",
+                "rank",
             )
             if name in names
         ]

@@ -28,9 +28,9 @@ def alone(models: Path) -> Results:
     return run_all(models, SOLO, torch.device("cuda", 0))
 
 
-@pytest.fixture(scope="module", params=["nccl", "one-shot"])
+@pytest.fixture(scope="module", params=["nccl", "peers"])
 def together(request: pytest.FixtureRequest, models: Path) -> list[Results]:
-    """Also checks that collectives can be captured and replayed (`rank_process.check_graph`)."""
+    """Also checks sums of all sizes, launched and in a graph (`rank_process.check_sums`)."""
     for old in models.glob("meet-*"):
         old.unlink()
     with pytest.MonkeyPatch.context() as patch:

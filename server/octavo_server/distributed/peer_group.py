@@ -1,7 +1,7 @@
-"""The group of two GPUs whose small sums go through each other's memory: torch's one-shot kernels.
+"""The group of GPUs whose sums go through each other's memory; NCCL does what is too large for it.
 
-Each rank copies its part where the other one can read it, waits for the other's mark, and adds: one
-launch of some 4 us where NCCL takes 16. Chosen with OCTAVO_ALL_REDUCE=one-shot; needs peer access.
+The default where every GPU can write to every other one's memory; OCTAVO_ALL_REDUCE=nccl for NCCL
+alone.
 """
 
 from __future__ import annotations
@@ -13,56 +13,91 @@ import torch.distributed as dist
 import torch.distributed._symmetric_memory as symmetric
 from torch import Tensor
 
+from octavo_kernels.peer_sum import (
+    WORDS,
+    Peers,
+    block_programs,
+    sum_blocks,
+    sum_words,
+)
 from octavo_server.distributed.torch_group import TorchGroup
 
-SIZE = 2
-"""Each rank adds its own part first: with more than two, sums of one element would be rounded
-differently on different ranks, which must have the same bits."""
+MOST_RANKS = 8
 
-_MOST_BYTES = 512 << 10
-"""Every rank reads all of the other's bytes: larger sums are NCCL's."""
+# Measured on two H100s (`benchmarks/kernels/all_reduce.py`): above the first, marks cost less than
+# twice the bytes; above the second, with each rank reading all parts, NCCL's rings are as fast.
+_WORD_BYTES = 256 << 10
+_BLOCK_BYTES = {2: 8 << 20, 4: 1 << 20}
 
-_DTYPES = (torch.bfloat16, torch.float32)
-"""Those that torch's kernels add."""
 
-_ALIGNED = 16
+def can_reach(size: int) -> bool:
+    """Whether each of the first `size` GPUs can write to each other's memory."""
+    return torch.cuda.device_count() >= size and all(
+        torch.cuda.can_device_access_peer(one, other)
+        for one in range(size)
+        for other in range(size)
+        if one != other
+    )
 
 
 class PeerGroup(TorchGroup):
-    """As `TorchGroup`; sums of up to `_MOST_BYTES` take one launch."""
+    """As `TorchGroup`; sums of up to some MiB take one launch, what follows them included."""
 
     def __init__(
         self, rank: int, size: int, rendezvous: str, device: torch.device, timeout_seconds: float
     ) -> None:
-        assert size == SIZE
+        assert size <= MOST_RANKS
         super().__init__(rank, size, rendezvous, device, timeout_seconds)
         # Of no use here, and not every host has it.
         os.environ.setdefault("TORCH_SYMM_MEM_DISABLE_MULTICAST", "1")
-        assert dist.group.WORLD is not None
-        self._name = dist.group.WORLD.group_name
-        self._buffers: dict[torch.dtype, Tensor] = {}
-        for dtype in _DTYPES:
-            buffer = symmetric.empty(_MOST_BYTES // dtype.itemsize, dtype=dtype, device=device)
-            symmetric.rendezvous(buffer, self._name)
-            self._buffers[dtype] = buffer
+        self._most_bytes = _BLOCK_BYTES.get(size, _WORD_BYTES)
+        word_cap = _WORD_BYTES // 4
+        programs = block_programs(self._most_bytes)
+        self._held: list[Tensor] = []  # what peers write to lives as long as the group
+
+        def shared(count: int, dtype: torch.dtype) -> Tensor:
+            """int64 [ranks]: addresses of `count` zeros that every rank has made."""
+            assert dist.group.WORLD is not None
+            mine = symmetric.empty(count, dtype=dtype, device=device)
+            mine.zero_()
+            self._held.append(mine)
+            handle = symmetric.rendezvous(mine, dist.group.WORLD.group_name)
+            return torch.tensor(handle.buffer_ptrs, dtype=torch.int64, device=device)
+
+        def launches(count: int) -> Tensor:
+            return torch.zeros(count, dtype=torch.int32, device=device)
+
+        self.peers = Peers(
+            rank=rank,
+            ranks=size,
+            words=shared(2 * size * word_cap, torch.int64),
+            word_cap=word_cap,
+            blocks=shared(2 * size * self._most_bytes, torch.uint8),
+            block_cap_bytes=self._most_bytes,
+            marks=shared(size * programs, torch.int32),
+            word_launches=launches(word_cap // WORDS),
+            block_launches=launches(programs),
+        )
+        # No rank sends before all have zeroed.
+        torch.cuda.synchronize(device)
+        dist.barrier()
 
     def all_reduce_(self, x: Tensor) -> None:
-        if self._fits(x):
-            x.copy_(self._sum(x))
-        else:
+        if not self._sum(x, x, add=False):
             super().all_reduce_(x)
 
     def add_sum_(self, residual: Tensor, partial: Tensor) -> None:
-        if self._fits(partial):
-            residual += self._sum(partial)
-        else:
+        if not self._sum(partial, residual, add=True):
             super().add_sum_(residual, partial)
 
-    def _fits(self, x: Tensor) -> bool:
-        return x.dtype in self._buffers and x.nbytes <= _MOST_BYTES and x.nbytes % _ALIGNED == 0
-
-    def _sum(self, x: Tensor) -> Tensor:
-        x = x.contiguous()
-        buffer = self._buffers[x.dtype][: x.numel()].view(x.shape)
-        total: Tensor = torch.ops.symm_mem.one_shot_all_reduce_copy(buffer, x, "sum", self._name)
-        return total
+    def _sum(self, part: Tensor, out: Tensor, add: bool) -> bool:
+        """Whether it was small enough, and is done."""
+        if part.nbytes > self._most_bytes or not (part.is_contiguous() and out.is_contiguous()):
+            return False
+        if part.numel() == 0:
+            return True
+        if part.element_size() == 2 and part.nbytes <= _WORD_BYTES and part.numel() % 2 == 0:
+            sum_words(self.peers, part, out, add)
+        else:
+            sum_blocks(self.peers, part, out, add)
+        return True

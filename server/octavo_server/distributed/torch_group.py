@@ -18,11 +18,12 @@ _BACKENDS = {"cuda": "nccl", "cpu": "gloo"}
 def make_group(
     rank: int, size: int, rendezvous: str, device: torch.device, timeout_seconds: float
 ) -> TorchGroup:
-    """The fastest one that was asked for and that these ranks can have; as `TorchGroup`."""
-    if size == 2 and device.type == "cuda" and os.environ.get("OCTAVO_ALL_REDUCE") == "one-shot":
-        from octavo_server.distributed.peer_group import PeerGroup
+    """The fastest one that these ranks can have; as `TorchGroup`."""
+    if device.type == "cuda" and os.environ.get("OCTAVO_ALL_REDUCE") != "nccl":
+        from octavo_server.distributed.peer_group import MOST_RANKS, PeerGroup, can_reach
 
-        return PeerGroup(rank, size, rendezvous, device, timeout_seconds)
+        if size <= MOST_RANKS and can_reach(size):
+            return PeerGroup(rank, size, rendezvous, device, timeout_seconds)
     return TorchGroup(rank, size, rendezvous, device, timeout_seconds)
 
 

@@ -135,6 +135,51 @@ def check_graph(group: Group, device: torch.device) -> None:
         assert torch.equal(gathered, ones[:, :1].expand(4, group.size) * factor * total)
 
 
+def check_sums(group: Group, device: torch.device) -> None:
+    """Sums of any size in any order, launch by launch and in a graph; all ranks' parts are known
+    to each, so that the sum in float32, in the order of ranks, is too."""
+    sizes = [2, 14, 1022, 4096, 131072, 131074, 99999, 1 << 20, (4 << 20) - 6, 6 << 20]
+    order = torch.Generator().manual_seed(7)
+
+    def part_of(rank: int, index: int, count: int, dtype: torch.dtype) -> Tensor:
+        generator = torch.Generator(device).manual_seed(index * 100 + rank)
+        return torch.randn(count, generator=generator, device=device).to(dtype)
+
+    def check(total: Tensor, index: int, count: int, dtype: torch.dtype, start: float) -> None:
+        wanted = torch.zeros(count, device=device)
+        for rank in range(group.size):
+            wanted += part_of(rank, index, count, dtype)
+        # NCCL rounds its sums of 16 bits.
+        error = (total.float() - start - wanted).abs().max()
+        assert error <= (4e-2 if dtype != torch.float32 else 1e-5), (index, count, dtype, error)
+
+    captured: list[tuple[Tensor, int, int, torch.dtype]] = []
+    graph = torch.cuda.CUDAGraph()
+    kept = [
+        (index, count, dtype, part_of(group.rank, index, count, dtype))
+        for index in range(24)
+        for count in [sizes[int(torch.randint(len(sizes), (), generator=order))]]
+        for dtype in [(torch.bfloat16, torch.float16, torch.float32)[index % 3]]
+    ]
+    for index, count, dtype, part in kept:
+        total = part.clone()
+        group.all_reduce_(total)
+        check(total, index, count, dtype, 0.0)
+        residual = torch.full((count,), 0.5, device=device)
+        group.add_sum_(residual, part.clone())
+        check(residual, index, count, dtype, 0.5)
+    residuals = [torch.empty(count, device=device) for _, count, _, _ in kept]
+    with torch.cuda.graph(graph):
+        for (index, count, dtype, part), residual in zip(kept, residuals, strict=True):
+            residual.fill_(0.25)
+            group.add_sum_(residual, part.clone())
+            captured.append((residual, index, count, dtype))
+    for _ in range(5):
+        graph.replay()
+    for residual, index, count, dtype in captured:
+        check(residual, index, count, dtype, 0.25)
+
+
 def main() -> None:
     # Late, as in an engine: one rank alone never imports torch.distributed.
     from octavo_server.distributed.torch_group import make_group
@@ -148,6 +193,7 @@ def main() -> None:
     group = make_group(rank, size, rendezvous, device, _TIMEOUT_SECONDS)
     if kind == "cuda":
         check_graph(group, device)
+        check_sums(group, device)
     found = run_all(Path(models), group, device)
     torch.save(found, Path(models) / f"result-{size}-{rank}.pt")
     group.close()
