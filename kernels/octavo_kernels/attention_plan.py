@@ -270,7 +270,7 @@ def plan_attention_triton(
     plan = torch.empty(slots, RECORD, dtype=torch.int32, device=batch.context_lens.device)
     shared, groups, shared_wanted, tile_seqs = None, plan, 1, 1
     enough = sharing.seqs if batch.max_query_len == 1 else sharing.mixed_seqs
-    if seqs >= enough and batch.max_context_len > sharing.keys:
+    if batch.may_share and seqs >= enough and batch.max_context_len > sharing.keys:
         group = heads // kv_heads
         tiles = shared_tiles(group, head_size, key_cache.element_size(), seqs)
         shared_wanted = shared_bound(tiles, kv_heads, plan.device)

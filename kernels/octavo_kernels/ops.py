@@ -102,6 +102,7 @@ class AttentionBatch(NamedTuple):
     num_decodes: int  # at most so many sequences, the first ones, have exactly one query token
     max_query_len: int  # bound; 1: the whole batch decodes, and token i belongs to sequence i
     max_context_len: int  # bound
+    may_share: bool = True  # whether two sequences may have a page in common
     plan: Tensor | None = None  # int32 [slots, 8], see `attention_plan`; None: each layer cuts
     shared: SharedKeys | None = None  # with a plan only; None: none looked for
 

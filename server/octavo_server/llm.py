@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import random
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, cast
 
@@ -50,6 +50,12 @@ class Generation:
     cached_tokens: int = 0
 
 
+_Live = dict[str, tuple[Generation, Completion, Assembler]]
+
+# Steps' worth of prompt tokens that are given to the engine before each step.
+_INTAKE_STEPS = 2
+
+
 class LLM:
     """`LLM("path/or/hub-id", max_model_len=2048).generate(["Hello"],
     SamplingParams(max_tokens=8))`.
@@ -80,8 +86,8 @@ class LLM:
     ) -> list[Generation]:
         """Complete every prompt; text or token ids, results in the prompts' order.
 
-        `sampling_params` are for all prompts, or a list with those of each. All are given to the
-        engine at once. Raises `InvalidRequest` before anything runs.
+        `sampling_params` are for all prompts, or a list with those of each. Raises
+        `InvalidRequest` before anything runs.
         """
         if isinstance(prompts, str) or (prompts and isinstance(prompts[0], int)):
             prompts = [cast(Prompt, prompts)]
@@ -99,24 +105,42 @@ class LLM:
             self._prepare(prompt, params)
             for prompt, params in zip(cast(Sequence[Prompt], prompts), each, strict=True)
         ]
-        live: dict[str, tuple[Generation, Completion, Assembler]] = {}
-        for generation, params in zip(generations, each, strict=True):
-            for completion in generation.outputs:
-                request = self._request(generation, completion, params)
-                live[request.request_id] = (
-                    generation,
-                    completion,
-                    Assembler(self.tokenizer, generation.prompt_token_ids, request.params),
-                )
-                self.core.add(request)
+        live: _Live = {}
+        coming = (
+            (generation, completion, params)
+            for generation, params in zip(generations, each, strict=True)
+            for completion in generation.outputs
+        )
         try:
-            while live:
+            while self._take_some(coming, live) or live:
                 report = self.core.step()
                 for output in report.outputs if report else ():
                     self._deliver(output, live)
         finally:
             self.core.abort(list(live))
         return generations
+
+    def _take_some(
+        self, coming: Iterator[tuple[Generation, Completion, SamplingParams]], live: _Live
+    ) -> bool:
+        """Give the engine what its next steps can read; whether there was anything.
+
+        The rest comes while the GPU computes: 256 requests take 40 ms to make, a step of 8,192
+        tokens of a small model 18 ms.
+        """
+        tokens = 0
+        for generation, completion, params in coming:
+            request = self._request(generation, completion, params)
+            live[request.request_id] = (
+                generation,
+                completion,
+                Assembler(self.tokenizer, generation.prompt_token_ids, request.params),
+            )
+            self.core.add(request)
+            tokens += len(request.prompt_token_ids)
+            if tokens >= _INTAKE_STEPS * self.core.scheduler.config.max_step_tokens:
+                break
+        return tokens > 0
 
     def _prepare(self, prompt: Prompt, params: SamplingParams) -> Generation:
         if isinstance(prompt, str):
@@ -160,7 +184,7 @@ class LLM:
         )
 
     def _deliver(
-        self, output: TokenOutput, live: dict[str, tuple[Generation, Completion, Assembler]]
+        self, output: TokenOutput, live: _Live
     ) -> None:
         if output.request_id not in live:
             return

@@ -29,6 +29,8 @@ class BlockPool:
         self.num_blocks = num_blocks
         self._enable_caching = enable_caching
         self._references = [0] * num_blocks
+        self.num_shared = 0
+        """Pages with more than one holder."""
         self._hash_of: list[bytes | None] = [None] * num_blocks
         self._block_of: dict[bytes, int] = {}
         # NOTE: an OrderedDict is a linked list with O(1) removal from the middle; a plain dict's
@@ -65,6 +67,7 @@ class BlockPool:
             if not self._references[block]:
                 del self._free[block]
             self._references[block] += 1
+            self.num_shared += self._references[block] == 2
 
     def allocate(self, count: int) -> list[int]:
         """Lend `count` pages to one holder, forgetting what they cached. The caller checked
@@ -83,6 +86,7 @@ class BlockPool:
         """Give pages back, the last first: a prefix's tail is evicted before its stem."""
         for block in reversed(blocks):
             self._references[block] -= 1
+            self.num_shared -= self._references[block] == 1
             assert self._references[block] >= 0, f"block {block} released more often than held"
             if not self._references[block]:
                 self._free[block] = None
@@ -110,6 +114,7 @@ class BlockPool:
             for block in blocks:
                 expected[block] += 1
         assert expected == self._references, "reference counts disagree with the holders"
+        assert self.num_shared == sum(count > 1 for count in expected)
         assert expected[NULL_BLOCK] == 0, "the null block was lent"
         for block in range(1, self.num_blocks):
             assert (block in self._free) == (not self._references[block]), f"block {block}"

@@ -15,7 +15,7 @@ from torch import Tensor
 from octavo_kernels.ops import AttentionBatch, Ops
 from octavo_kernels.standing import make_counters
 from octavo_kernels.step_inputs import HEADER, StepBuffers
-from octavo_kernels.tiles import FEW_SEQUENCES, SHORT_CONTEXT
+from octavo_kernels.tiles import FEW_SEQUENCES, SHORT_CONTEXT, Sharing
 from octavo_server.distributed.group import SOLO, Group
 from octavo_server.engine.arena import Arena
 from octavo_server.engine.graphs import (
@@ -37,6 +37,8 @@ from octavo_server.models.causal_lm import Batch, CausalLM
 
 MIXED_SEQUENCES = 64
 """Graphs of steps with prompts provide for so many sequences at least: idle programs are cheap."""
+
+_SHARING_ROWS = Sharing().seqs
 
 _RING = 3
 """Host buffers in turn: one is written while those of two steps in flight may still be read."""
@@ -137,7 +139,9 @@ class Runner:
         ]
         ends = [(rows, kind) for kind in self._head.kinds for rows in reversed(self._row_buckets)]
         wanted += [
-            (self._graphs.whole, (rows, self._context_bound(rows, 0), kind)) for rows, kind in ends
+            (self._graphs.whole, (rows, self._context_bound(rows, 0), shares, kind))
+            for rows, kind in ends
+            for shares in sorted({False, self._looks_for_shared(rows)})
         ]
         wanted += [(self._graphs.head, end) for end in ends]
         with self._stream():
@@ -188,7 +192,8 @@ class Runner:
         judged: dict[int, list[Judgement]] = {}
         bucket = smallest(self._row_buckets, len(sampled))
         if graphs is not None and decodes and bucket is not None and not more:
-            key = (bucket, self._context_bound(bucket, max(step.starts) + 1), by_slices)
+            context = self._context_bound(bucket, max(step.starts) + 1)
+            key = (bucket, context, step.shares and self._looks_for_shared(bucket), by_slices)
             token_ids = self._replay(graphs.whole, *key, before=send_packet)
         if token_ids is None:
             if graphs is None or not self._replay_layers(graphs, step, decodes, send_packet):
@@ -229,7 +234,9 @@ class Runner:
             if bucket is None:
                 return False
             context = self._context_bound(bucket, max(step.starts) + 1)
-            return self._replay(graphs.decode, bucket, context, before=send_packet) is not None
+            shares = step.shares and self._looks_for_shared(bucket)
+            replayed = self._replay(graphs.decode, bucket, context, shares, before=send_packet)
+            return replayed is not None
         bucket = smallest(self._token_buckets, tokens)
         if bucket is None or seqs > bucket:
             return False
@@ -241,6 +248,12 @@ class Runner:
         """What a decode graph provides for: few rows are cut otherwise while they are short."""
         short = rows <= FEW_SEQUENCES and longest <= SHORT_CONTEXT
         return min(SHORT_CONTEXT, self._max_model_len) if short else self._max_model_len
+
+    def _looks_for_shared(self, rows: int) -> bool:
+        """Whether a decode graph of so many rows has a variant for pages in common: looking for
+        them, though in vain, is a launch more a layer.
+        """
+        return rows >= _SHARING_ROWS
 
     def _sequence_cap(self, tokens: int, seqs: int) -> int:
         """Sequences that a graph of so many tokens provides for: few as a rule, else all."""
@@ -283,6 +296,7 @@ class Runner:
             num_decodes=ones[-1] + 1 if ones else 0,
             max_query_len=max(step.counts),
             max_context_len=longest,
+            may_share=step.shares,
         )
         # Samples are padded as far as the graph that draws them reads.
         return self._layers(batch, smallest(self._row_buckets, seqs) or seqs, tokens)
@@ -302,21 +316,22 @@ class Runner:
         chosen = self._buffers.sampled_tokens[:seqs]
         return torch.index_select(residual, 0, chosen, out=self._last[:seqs])
 
-    def _decode(self, rows: int, context: int) -> Tensor:
+    def _decode(self, rows: int, context: int, shares: int) -> Tensor:
         """As `_mixed`, for rows of one token each, which are all sampled, in order."""
-        return self._last[:rows].copy_(self._decode_layers(rows, context))
+        return self._last[:rows].copy_(self._decode_layers(rows, context, shares))
 
-    def _decode_and_draw(self, rows: int, context: int, by_slices: int) -> Tensor:
-        residual = self._decode_layers(rows, context)
+    def _decode_and_draw(self, rows: int, context: int, shares: int, by_slices: int) -> Tensor:
+        residual = self._decode_layers(rows, context, shares)
         return self._head.draw(residual, *self._places(rows), by_slices)
 
-    def _decode_layers(self, rows: int, context: int) -> Tensor:
+    def _decode_layers(self, rows: int, context: int, shares: int) -> Tensor:
         batch = self._batch(
             rows,
             rows,
             num_decodes=rows,
             max_query_len=1,
             max_context_len=context,
+            may_share=bool(shares),
         )
         return self._layers(batch, rows, rows)
 
@@ -335,6 +350,7 @@ class Runner:
         num_decodes: int,
         max_query_len: int,
         max_context_len: int,
+        may_share: bool = True,
     ) -> Batch:
         buffers = self._buffers
         return Batch(
@@ -349,6 +365,7 @@ class Runner:
                 num_decodes=num_decodes,
                 max_query_len=max_query_len,
                 max_context_len=max_context_len,
+                may_share=may_share,
             ),
             kv_caches=self._kv_caches,
         )
@@ -409,11 +426,11 @@ class _StepGraphs:
     """The graphs of one runner."""
 
     def __init__(self, runner: Runner, arena: Arena) -> None:
-        # (rows, context, by slices): plain decode
+        # (rows, context, shares, by slices): plain decode
         # Where one rank has no memory for a graph, no other may replay its own.
         needed = runner._group.size > 1
         self.whole = Graphs(runner._decode_and_draw, arena, needed)
-        self.decode = Graphs(runner._decode, arena, needed)  # (rows, context): its layers
+        self.decode = Graphs(runner._decode, arena, needed)  # (rows, context, shares): its layers
         # (tokens, sequences, longest query): layers of any step
         self.mixed = Graphs(runner._mixed, arena, needed)
         # (rows, by slices): logits and draw behind layers

@@ -137,6 +137,7 @@ class Scheduler:
         # NOTE: rows freed by preemption in this very pass are in the list too; a row is freed
         # before it is taken again because Step is applied in field order.
         self._freed_rows = []
+        flight.step.shares = self.pool.num_shared > 0
         self._in_flight.append(flight)
         return flight.step
 

@@ -31,7 +31,8 @@ class Step(msgspec.Struct, array_like=True):
     `samples[i]` says that they reach the end of its known tokens, so that a new token is drawn.
     The last token of a row may be one that only the device knows, the previous step's sample.
     Decode rows come first, so that the batch splits into a decode part and a rest without a sort.
-    `appended_blocks` names rows of this step only.
+    `appended_blocks` names rows of this step only. `shares`: two of its rows may have a page in
+    common.
     """
 
     freed_rows: list[int]
@@ -41,6 +42,7 @@ class Step(msgspec.Struct, array_like=True):
     starts: list[int]
     counts: list[int]
     samples: list[bool]
+    shares: bool = True
 
     @property
     def num_tokens(self) -> int:

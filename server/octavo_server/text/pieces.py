@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 _SPACE_MARK = "\u2581"  # SentencePiece writes a space as this character
 _REPLACE_MARK = {"type": "Replace", "pattern": {"String": _SPACE_MARK}, "content": " "}
+# Most models have fewer; a piece takes some 100 bytes.
+_KEPT_IDS = 1 << 18
 _cache: WeakKeyDictionary[Any, Pieces] = WeakKeyDictionary()
 
 
@@ -110,7 +112,8 @@ class PieceTable(dict[int, str | bytes]):
                 piece = piece.decode()
             except UnicodeDecodeError:
                 pass
-        if token_id < self._pieces.vocab_size:  # ids past it are unbounded: keep the table small
+        # Ids past the vocabulary are the padding of models' heads; more would grow without bound.
+        if token_id < max(self._pieces.vocab_size, _KEPT_IDS):
             self[token_id] = piece
         return piece
 
