@@ -1,180 +1,36 @@
-"""Random programs against a real engine of a tiny model: whatever happens around a request, it gets
-what it gets alone.
-
-Requests of every kind (sampling, penalties, log probabilities, stops, streaming or not) come at any
-time, share prefixes, are preempted, aborted with steps in flight, or end with a step that fails at
-any point of its way.
-"""
+"""Whatever happens around a request, it gets what it gets alone: see `programs`."""
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import random
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
-import torch
+from torch import Tensor
 
-from octavo_server.config import EngineConfig
-from octavo_server.engine.build import build_engine
+from octavo_kernels.ops import AttentionBatch, select_ops
+from octavo_kernels.step_inputs import StepBuffers
+from octavo_server.engine import graphs, rank
+from octavo_server.engine import runner as runners
 from octavo_server.engine.core import EngineCore
-from octavo_server.engine.messages import Add, TokenLogprobs, TokenOutput
-from octavo_server.engine.step import Sampled, Step
-from octavo_server.sampling_params import SamplingParams
-from tests.server.tiny_models import VOCAB_SIZE, make_tiny
+from octavo_server.engine.runner import Runner
+from tests.server.engine.programs import (
+    REQUESTS,
+    Alone,
+    answers_alone,
+    build,
+    random_settings,
+    run_program,
+)
+from tests.server.tiny_models import make_tiny
 
-PROGRAMS = int(os.environ.get("OCTAVO_SOAK_PROGRAMS", "8"))
-REQUESTS = 60
-KINDS = 60
-CONTEXT = 64
-WHERE = ("before", "rows", "inputs", "layers", "draw", "wait")
-"""At which point of a step its failure comes."""
-
-
-class Answer:
-    """What one request got."""
-
-    def __init__(self) -> None:
-        self.token_ids: list[int] = []
-        self.logprobs: list[TokenLogprobs] = []
-        self.prompt_logprobs: list[TokenLogprobs | None] | None = None
-        self.end: tuple[str | None, int | None] | None = None
-
-    def take(self, output: TokenOutput) -> None:
-        assert self.end is None, "an output after the end"
-        self.token_ids += output.token_ids
-        self.logprobs += output.logprobs or []
-        if output.prompt_logprobs is not None:
-            assert self.prompt_logprobs is None, "prompt log probabilities came twice"
-            self.prompt_logprobs = output.prompt_logprobs
-        if output.finish_reason is not None:
-            self.end = (output.finish_reason, output.stop_token_id)
-
-    def check_begins(self, whole: Answer) -> None:
-        """What came so far is the beginning of `whole`."""
-        assert self.token_ids == whole.token_ids[: len(self.token_ids)]
-        for mine, wanted in zip(self.logprobs, whole.logprobs, strict=False):
-            check_judged(mine, wanted)
-        for mine, wanted in zip(
-            self.prompt_logprobs or (), whole.prompt_logprobs or (), strict=False
-        ):
-            check_judged(mine, wanted)
-
-    def check_is(self, whole: Answer) -> None:
-        assert self.token_ids == whole.token_ids
-        assert self.end == whole.end
-        assert len(self.logprobs) == len(whole.logprobs)
-        assert len(self.prompt_logprobs or ()) == len(whole.prompt_logprobs or ())
-        self.check_begins(whole)
-
-
-def check_judged(mine: TokenLogprobs | None, wanted: TokenLogprobs | None) -> None:
-    assert (mine is None) == (wanted is None)
-    if mine is not None and wanted is not None:
-        assert mine.token_id == wanted.token_id and mine.top_ids == wanted.top_ids
-        assert mine.rank == wanted.rank
-        values, expected = ([e.logprob, *e.top_logprobs] for e in (mine, wanted))
-        assert values == pytest.approx(expected, abs=1e-3)
-
-
-Alone = tuple[list[int], SamplingParams, Answer]
-
-
-class FailingRunner:
-    """A runner whose next step fails at the point named by `at`."""
-
-    def __init__(self, runner: Any, error: Callable[[], Exception]) -> None:
-        self.runner = runner
-        self.error = error
-        self.at: str | None = None
-        self.doomed: set[int] = set()
-
-    def launch(self, step: Step) -> Any:
-        at, self.at = self.at, None
-        if at == "before":
-            raise self.error()
-        if at in (None, "wait"):
-            launched = self.runner.launch(step)
-            if at == "wait":
-                self.doomed.add(id(launched))
-            return launched
-        with self._failing(at):
-            return self.runner.launch(step)
-
-    def wait(self, launched: Any) -> Sampled:
-        if id(launched) in self.doomed:
-            self.doomed.clear()
-            raise self.error()
-        sampled: Sampled = self.runner.wait(launched)
-        return sampled
-
-    def close(self) -> None:
-        self.runner.close()
-
-    @contextmanager
-    def _failing(self, at: str) -> Iterator[None]:
-        runner = self.runner
-        owner, name = {
-            "rows": (runner._sampler, "take_row"),
-            "inputs": (runner, "_layers"),
-            "layers": (runner._model, "forward"),
-            "draw": (runner._sampler, "draw"),
-        }[at]
-
-        def fail(*_: object, **__: object) -> None:
-            raise self.error()
-
-        setattr(owner, name, fail)
-        try:
-            yield
-        finally:
-            delattr(owner, name)
-
-
-def random_kinds(chance: random.Random) -> list[tuple[list[int], SamplingParams]]:
-    """Prompts that share beginnings, with every parameter in every company."""
-    stems = [[chance.randrange(VOCAB_SIZE) for _ in range(24)] for _ in range(3)]
-    kinds = []
-    for seed in range(KINDS):
-        stem = chance.choice(stems)
-        prompt = stem[: chance.randrange(25)]
-        prompt += [
-            chance.randrange(VOCAB_SIZE) for _ in range(chance.randrange(0 if prompt else 1, 12))
-        ]
-        most = chance.choice([1, 2, 5, 9, 17, 30, None])
-
-        def maybe(value: Any, default: Any, share: float = 0.25) -> Any:
-            return value if chance.random() < share else default
-
-        stops = chance.sample(range(VOCAB_SIZE), chance.choice([0, 0, 8, 60]))
-        kinds.append(
-            (
-                prompt,
-                SamplingParams(
-                    temperature=chance.choice([0.0, 0.0, 0.3, 1.0, 2.0]),
-                    seed=chance.choice([seed, -seed, 2**63 - 1 - seed]),
-                    top_p=maybe(chance.choice([1e-6, 0.3, 0.9, 0.999]), 1.0),
-                    top_k=maybe(chance.choice([1, 2, 40, VOCAB_SIZE - 1, 100_000]), -1),
-                    min_p=maybe(chance.choice([0.01, 0.3, 1.0]), 0.0),
-                    presence_penalty=maybe(1.5, 0.0, 0.15),
-                    frequency_penalty=maybe(-1.0, 0.0, 0.15),
-                    repetition_penalty=maybe(1.3, 1.0, 0.15),
-                    logit_bias=maybe({chance.randrange(VOCAB_SIZE): 7.5}, None, 0.15),
-                    logprobs=maybe(chance.choice([0, 3]), None),
-                    prompt_logprobs=maybe(chance.choice([0, 2]), None, 0.15),
-                    max_tokens=most,
-                    min_tokens=maybe(min(most or 6, 6), 0),
-                    stop_token_ids=stops,
-                    eos_token_ids=[2],
-                    ignore_eos=chance.random() < 0.2,
-                ),
-            )
-        )
-    return kinds
+PROGRAMS = int(os.environ.get("OCTAVO_SOAK_PROGRAMS", "6"))
 
 
 @pytest.fixture(scope="module")
@@ -182,106 +38,108 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_tiny("qwen2", tmp_path_factory.mktemp("model"), num_hidden_layers=2)
 
 
-def build(folder: Path, **settings: Any) -> EngineCore:
-    common: dict[str, Any] = {
-        "model": str(folder), "device": "cpu", "dtype": "float32", "max_model_len": CONTEXT,
-        "kv_cache_memory_bytes": 8 << 20,
-    }  # fmt: skip
-    return build_engine(EngineConfig(**common | settings), lambda _: None)
-
-
 @pytest.fixture(scope="module")
 def alone(folder: Path) -> list[Alone]:
-    """Each request with what it gets by itself, in an engine that keeps nothing."""
-    core = build(folder, enable_prefix_caching=False, async_scheduling=False)
-    found = []
-    for index, (prompt, params) in enumerate(random_kinds(random.Random(20))):
-        params.validate(vocab_size=VOCAB_SIZE)
-        answer = Answer()
-        core.add(Add(str(index), prompt, params, 0.0))
-        while core.has_work:
-            report = core.step()
-            for output in report.outputs if report else ():
-                answer.take(output)
-        assert answer.end is not None
-        found.append((prompt, params, answer))
-    return found
+    return answers_alone(folder)
 
 
-def run_program(core: EngineCore, chance: random.Random, alone: list[Alone]) -> Counter[str]:
-    """`REQUESTS` of them at random times; returns how many ended in which way."""
-    runner = FailingRunner(
-        core.runner,
-        lambda: (
-            torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1.00 GiB.")
-            if chance.random() < 0.7
-            else ValueError("odd")
-        ),
-    )
-    core.runner = runner
-    fails, failed_at = chance.random() < 0.6, -10
-    wanted: dict[str, Answer] = {}
-    answers: dict[str, Answer] = {}
-    aborted: set[str] = set()
-    seen = Counter[str]()
-    for turn in range(5000):
-        while len(wanted) < REQUESTS and chance.random() < 0.4:
-            prompt, params, answer = chance.choice(alone)
-            name = str(len(wanted))
-            wanted[name], answers[name] = answer, Answer()
-            salt, stream = chance.choice([None, "a"]), chance.random() < 0.6
-            core.add(Add(name, prompt, params, 0.0, salt, stream))
-        live = [name for name, answer in answers.items() if not answer.end and name not in aborted]
-        if live and chance.random() < 0.02:
-            gone = chance.sample(live, chance.randint(1, min(3, len(live))))
-            core.abort([*gone, "unknown"])
-            aborted.update(gone)
-        if fails and chance.random() < 0.05 and turn > failed_at + 4:
-            runner.at, failed_at = chance.choice(WHERE), turn
-        report = core.step()
-        for output in report.outputs if report else ():
-            assert output.request_id not in aborted, "an output after an abort"
-            answers[output.request_id].take(output)
-        seen["preempted"] += report.stats.preemptions if report else 0
-        core.scheduler.check_integrity()
-        if len(wanted) == REQUESTS and not core.has_work:
-            break
-    else:
-        raise AssertionError("requests that never end")
-    for name, answer in answers.items():
-        if name in aborted:
-            seen["aborted"] += 1
-            answer.check_begins(wanted[name])
-        elif answer.end == ("error", None):
-            assert fails, "an error out of nowhere"
-            seen["failed"] += 1
-            answer.check_begins(wanted[name])
-        else:
-            seen["whole"] += 1
-            answer.check_is(wanted[name])
-    assert core.scheduler.pool.usage == 0
-    assert core.scheduler._count_slots_used == 0
-    return seen
+def run_one(
+    folder: Path,
+    alone: list[Alone],
+    program: int,
+    prepare: Callable[[EngineCore, random.Random], None] = lambda core, chance: None,
+) -> Counter[str]:
+    chance = random.Random(program)
+    settings = random_settings(chance)
+    try:
+        core = build(folder, **settings)
+        prepare(core, chance)
+        return run_program(core, chance, alone)
+    except AssertionError as error:
+        error.add_note(f"in program {program}: {settings}")
+        raise
 
 
 def test_nothing_around_a_request_changes_its_answer(folder: Path, alone: list[Alone]) -> None:
     seen = Counter[str]()
     for program in range(PROGRAMS):
-        chance = random.Random(program)
-        block_size = chance.choice([1, 4, 16])
-        settings = {
-            "block_size": block_size,
-            # From one request of full length up: preemptions in most programs.
-            "num_gpu_blocks_override": 1 + CONTEXT // block_size * chance.choice([1, 2, 8]),
-            "max_num_seqs": chance.choice([1, 3, 8, 32]),
-            "max_num_batched_tokens": chance.choice([32, 48, 512]),
-            "enable_prefix_caching": chance.random() < 0.7,
-            "async_scheduling": chance.random() < 0.7,
-        }
-        try:
-            seen += run_program(build(folder, **settings), chance, alone)
-        except AssertionError as error:
-            error.add_note(f"in program {program}: {settings}")
-            raise
-    for what, share in (("whole", 0.5), ("aborted", 0.05), ("failed", 0.05), ("preempted", 0.05)):
+        seen += run_one(folder, alone, program)
+    for what, share in (("whole", 0.5), ("aborted", 0.05), ("failed", 0.03), ("preempted", 0.03)):
         assert seen[what] >= share * PROGRAMS * REQUESTS, seen
+
+
+class Replayed:
+    """Calls the function where a graph would be replayed; sometimes there was no memory for it."""
+
+    def __init__(self, function: Callable[..., Tensor], chance: random.Random) -> None:
+        self.calls = 0
+        self._function, self._chance = function, chance
+
+    def has(self, *key: int) -> bool:
+        return True
+
+    def replay(self, *key: int) -> Tensor | None:
+        if self._chance.random() < 0.1:
+            return None
+        self.calls += 1
+        return self._function(*key)
+
+
+def strict_ops() -> Any:
+    """The CPU's ops, which notice a step that is larger than what was provided for."""
+    plain = select_ops("cpu")
+
+    def step_inputs(
+        packet: Tensor, buffers: StepBuffers, *rest: Any, seq_cap: int, token_cap: int, **more: Any
+    ) -> None:
+        seqs, tokens, sampled = packet[:3].tolist()
+        assert seqs <= seq_cap and sampled <= seq_cap and tokens <= token_cap
+        for buffer in buffers:
+            buffer.fill_(7)  # what is not written now must not be read
+        plain.step_inputs(packet, buffers, *rest, seq_cap=seq_cap, token_cap=token_cap, **more)
+
+    def paged_attention(
+        query: Tensor, keys: Tensor, values: Tensor, batch: AttentionBatch, **more: Any
+    ) -> Tensor:
+        lengths = batch.query_starts.diff().tolist()
+        assert int(batch.query_starts[-1]) <= len(query)
+        assert max(lengths) <= batch.max_query_len
+        assert int(batch.context_lens.max()) <= batch.max_context_len
+        assert all(length != 1 for length in lengths[batch.num_decodes :])
+        return plain.paged_attention(query, keys, values, batch, **more)
+
+    return dataclasses.replace(plain, step_inputs=step_inputs, paged_attention=paged_attention)
+
+
+def test_graphs_of_any_buckets_change_nothing(
+    folder: Path, alone: list[Alone], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Steps as graphs run them, padded to buckets whose bounds are so small that all are met."""
+    monkeypatch.setattr(rank, "select_ops", lambda _: strict_ops())
+    calls = Counter[str]()
+
+    def prepare(core: EngineCore, chance: random.Random) -> None:
+        runner = core.runner
+        assert isinstance(runner, Runner)
+        replayed = {
+            "whole": Replayed(runner._decode_and_draw, chance),
+            "decode": Replayed(runner._decode, chance),
+            "mixed": Replayed(runner._mixed, chance),
+            "head": Replayed(runner._draw_last, chance),
+        }
+        runner._graphs = SimpleNamespace(**replayed)  # type: ignore[assignment]
+        runner._last.fill_(float("nan"))
+        made.append(replayed)
+
+    made: list[dict[str, Replayed]] = []
+    for program in range(100, 100 + PROGRAMS):
+        chance = random.Random(program)
+        monkeypatch.setattr(graphs, "MAX_ROWS", chance.choice([2, 5, 512]))
+        monkeypatch.setattr(runners, "MIXED_SEQUENCES", chance.choice([1, 3, 64]))
+        monkeypatch.setattr(runners, "SHORT_QUERY", chance.choice([4, 1024]))
+        monkeypatch.setattr(runners, "SHORT_CONTEXT", chance.choice([20, 4096]))
+        monkeypatch.setattr(runners, "FEW_SEQUENCES", chance.choice([1, 4]))
+        run_one(folder, alone, program, prepare)
+    for replayed in made:
+        calls.update({name: graph.calls for name, graph in replayed.items()})
+    assert min(calls[name] for name in ("whole", "decode", "mixed", "head")) > 10, calls
