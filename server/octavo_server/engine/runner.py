@@ -235,7 +235,7 @@ class Runner:
             context = self._context_bound(bucket, max(step.starts) + 1)
             return self._replay(graphs.decode, bucket, context, before=send_packet) is not None
         bucket = smallest(self._token_buckets, tokens)
-        if bucket is None or seqs > bucket:
+        if bucket is None or seqs > min(bucket, self._row_buckets[-1]):
             return False
         query = SHORT_QUERY if max(step.counts) <= SHORT_QUERY else bucket
         key = (bucket, self._sequence_cap(bucket, seqs), min(bucket, query))
