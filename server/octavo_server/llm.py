@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import logging
 import random
 import time
 from collections.abc import Iterator, Sequence
@@ -14,7 +15,7 @@ import msgspec
 from octavo_server.config import EngineConfig
 from octavo_server.engine.build import build_engine
 from octavo_server.engine.messages import Add, TokenLogprobs, TokenOutput
-from octavo_server.errors import EngineDead, InvalidRequest
+from octavo_server.errors import InvalidRequest
 from octavo_server.loading.describe import read_generation_defaults
 from octavo_server.loading.source import resolve_source
 from octavo_server.loading.tokenizer import load_tokenizer
@@ -26,10 +27,15 @@ if TYPE_CHECKING:
 
 Prompt = str | list[int]
 
+logger = logging.getLogger(__name__)
+
 
 @dataclass(slots=True)
 class Completion:
-    """One sample of a prompt; `text` and `token_ids` end where a stop string matched."""
+    """One sample of a prompt; `text` and `token_ids` end where a stop string matched.
+
+    Where `finish_reason` is "error", `error` says why; what it had by then may be missing.
+    """
 
     index: int
     text: str = ""
@@ -37,6 +43,7 @@ class Completion:
     logprobs: list[TokenLogprobs] | None = None
     finish_reason: str | None = None
     stop_reason: str | int | None = None
+    error: str | None = None
 
 
 @dataclass(slots=True)
@@ -87,7 +94,8 @@ class LLM:
         """Complete every prompt; text or token ids, results in the prompts' order.
 
         `sampling_params` are for all prompts, or a list with those of each. Raises
-        `InvalidRequest` before anything runs.
+        `InvalidRequest` before anything runs, and `EngineDead` where nothing more can run. What
+        else fails, a step without memory for one, ends its own completions (`Completion.error`).
         """
         if isinstance(prompts, str) or (prompts and isinstance(prompts[0], int)):
             prompts = [cast(Prompt, prompts)]
@@ -118,6 +126,7 @@ class LLM:
                     self._deliver(output, live)
         finally:
             self.core.abort(list(live))
+        _log_failures(generations)
         return generations
 
     def _take_some(
@@ -187,8 +196,6 @@ class LLM:
         if output.request_id not in live:
             return
         generation, completion, assembler = live[output.request_id]
-        if output.error is not None:
-            raise EngineDead(output.error)
         delta = assembler.push(output)
         completion.text += delta.text
         completion.token_ids += delta.token_ids
@@ -201,6 +208,21 @@ class LLM:
         if delta.finish_reason is not None:
             completion.finish_reason = delta.finish_reason
             completion.stop_reason = delta.stop_reason
+            # Text that was held back may have completed a stop string: then nothing is missing.
+            completion.error = output.error if delta.finish_reason == "error" else None
             del live[output.request_id]
             if delta.stopped_here:
                 self.core.abort([output.request_id])
+
+
+def _log_failures(generations: list[Generation]) -> None:
+    """One line for whoever reads the texts alone."""
+    made = [completion for generation in generations for completion in generation.outputs]
+    failed = [completion.error for completion in made if completion.error is not None]
+    if failed:
+        logger.error(
+            '%d of %d completions failed (finish_reason "error"), the first: %s',
+            len(failed),
+            len(made),
+            failed[0],
+        )
