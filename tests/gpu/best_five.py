@@ -21,8 +21,9 @@ def best_ids(
 ) -> list[list[list[int]]]:
     """For each token of each output, the ids that are best after what stands before it."""
     model = transformers.AutoModelForCausalLM.from_pretrained(
-        folder, dtype=getattr(torch, dtype), attn_implementation="eager", device_map=device
-    ).eval()
+        folder, dtype=getattr(torch, dtype), attn_implementation="eager"
+    )
+    model = model.to(device).eval()
     found = []
     for prompt, output in zip(prompts, outputs, strict=True):
         with torch.inference_mode():

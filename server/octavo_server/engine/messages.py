@@ -62,7 +62,7 @@ class TokenLogprobs(msgspec.Struct, array_like=True):
     top_logprobs: list[float]
 
 
-class TokenOutput(msgspec.Struct, omit_defaults=True):
+class TokenOutput(msgspec.Struct, omit_defaults=True, gc=False):
     """What one step brought to one request; for one that does not stream, all steps together.
 
     A request whose `finish_reason` is set gets nothing afterwards. On "stop", `stop_token_id` is

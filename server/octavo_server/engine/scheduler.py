@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from octavo_server.engine.block_pool import BlockPool
+from octavo_server.engine.flight import Flight
 from octavo_server.engine.messages import Add, EngineStats, FinishReason, TokenOutput
 from octavo_server.engine.sequence import NO_ROW, Sequence, Status
 from octavo_server.engine.step import NewRow, Sampled, Step
@@ -62,6 +63,7 @@ class Scheduler:
         *,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        assert config.max_num_seqs <= config.max_step_tokens, "all rows decode in one step"
         self.config = config
         self.pool = pool
         self.waiting = Waiting()
@@ -71,7 +73,7 @@ class Scheduler:
         self._clock = clock
         self._free_rows = list(range(config.max_num_seqs - 1, -1, -1))
         self._freed_rows: list[int] = []
-        self._in_flight: deque[_Flight] = deque()
+        self._in_flight: deque[Flight] = deque()
         self._free_count_slots = config.count_slots
         self._watermark_blocks = int(pool.num_blocks * WATERMARK)
         self._counters = _Counters()
@@ -109,12 +111,15 @@ class Scheduler:
         budget = self.config.max_step_tokens
         if watched:
             budget = min(budget, len(decoding) + self._mixed_tokens(prefilling))
-        short = self._most_blocks_needed(decoding, prefilling, budget) > self.pool.num_free
+        short = self._may_run_short(decoding, prefilling, budget)
         if short and self._in_flight:
             return None
-        flight = _Flight(Step(self._freed_rows, [], [], [], [], [], []), [], [])
+        flight = Flight(Step(self._freed_rows, [], [], [], [], [], []))
         preempted, starved = 0, False
-        for sequence in decoding + prefilling:
+        if not short:
+            flight.give_decoding(decoding, self.pool, self.config.block_size)
+            budget -= len(decoding)
+        for sequence in decoding + prefilling if short else prefilling:
             count = min(sequence.num_uncomputed, budget)
             if (short and sequence.status is not Status.RUNNING) or not count:
                 continue
@@ -126,7 +131,9 @@ class Scheduler:
                     starved = True
                     continue
                 flight.step.appended_blocks.append((sequence.row, sequence.block_ids[have:]))
-            self._give(flight, sequence, count)
+            flight.give(sequence, count)
+            if count > 1:
+                self._publish(sequence, flight)
             budget -= count
         # Nobody new while somebody who is here already goes without.
         if self.waiting and not preempted and not starved:
@@ -151,8 +158,9 @@ class Scheduler:
         drawn = 0
         now = self._clock()
         block_size = self.config.block_size
+        running, logprobs = Status.RUNNING, None
         for index, sequence in enumerate(flight.scheduled):
-            if sequence.status is not Status.RUNNING:
+            if sequence.status is not running:
                 continue
             token_id = sampled.token_ids[index]
             if sampled.prompt_logprobs is not None and sequence.prompt_logprobs is not None:
@@ -161,29 +169,38 @@ class Scheduler:
                 continue
             drawn += 1
             sequence.num_pending -= 1
-            sequence.token_ids.append(token_id)
-            if sequence.num_output_tokens == 1:
+            token_ids = sequence.token_ids
+            token_ids.append(token_id)
+            known = len(token_ids)
+            is_first = known == sequence.num_prompt_tokens + 1
+            if is_first:
                 self._counters.prompt_tokens += sequence.num_prompt_tokens
-            logprobs = None if sampled.logprobs is None else sampled.logprobs[index]
-            finish_reason = self._finish_reason(sequence, token_id)
+            if sampled.logprobs is not None:
+                logprobs = sampled.logprobs[index]
+            finish_reason: FinishReason | None = None
+            if token_id in sequence.stop_ids and not sequence.holds_off_stops:
+                finish_reason = "stop"
+            elif known >= sequence.max_num_tokens:
+                finish_reason = "length"
             output = None
             if sequence.streams:
-                output = sequence.take_output(token_id, logprobs)
+                if is_first or logprobs is not None:
+                    output = sequence.take_output(token_id, logprobs)
+                else:
+                    output = TokenOutput(sequence.request_id, [token_id])
+                outputs.append(output)
             else:
                 if logprobs is not None or sequence.first_token is None:
                     sequence.keep_output(logprobs, now)
                 if finish_reason is not None:
                     output = sequence.take_whole_output()
-            if output is not None:
-                outputs.append(output)
-                output.finish_reason = finish_reason
-                if finish_reason == "stop":
-                    output.stop_token_id = token_id
+                    outputs.append(output)
             if finish_reason is not None:
+                assert output is not None
+                output.finish_reason = finish_reason
+                output.stop_token_id = token_id if finish_reason == "stop" else None
                 self._finish(sequence)
-            elif min(len(sequence.token_ids), sequence.num_computed) // block_size > (
-                sequence.num_published
-            ):
+            elif known // block_size > sequence.num_published:
                 self._publish(sequence, behind)
         self._counters.generation_tokens += drawn
         self._counters.step_tokens += flight.step.num_tokens
@@ -257,20 +274,21 @@ class Scheduler:
             queued += min(len(sequence.token_ids), most)
         return max(most, queued // QUEUE_STEPS)
 
-    def _most_blocks_needed(
+    def _may_run_short(
         self, decoding: list[Sequence], prefilling: list[Sequence], budget: int
-    ) -> int:
-        """Pages that the running sequences can ask for in this step, at most."""
+    ) -> bool:
+        """Whether the running sequences could ask for more pages in this step than are free."""
         size = self.config.block_size
         need = 0
-        for sequence in decoding:
-            need += sequence.num_computed == len(sequence.block_ids) * size
         for sequence in prefilling:
             end = sequence.num_computed + min(sequence.num_uncomputed, budget)
             need += max(0, self._blocks_for(end) - len(sequence.block_ids))
-        return need
+        free = self.pool.num_free - need
+        if len(decoding) <= free:
+            return False  # the rule: not even if all of them came to a page's end
+        return free < sum(each.num_computed == len(each.block_ids) * size for each in decoding)
 
-    def _take_new(self, flight: _Flight, budget: int) -> None:
+    def _take_new(self, flight: Flight, budget: int) -> None:
         """Admit waiting sequences while there are budget, rows and pages for them."""
         promised = sum(map(self._owed_blocks, self.running))
         while budget and self._free_rows:
@@ -288,7 +306,9 @@ class Scheduler:
                     sequence.params,
                 )
             )
-            self._give(flight, sequence, count)
+            flight.give(sequence, count)
+            if count > 1:
+                self._publish(sequence, flight)
             budget -= count
 
     def _blocks_for(self, num_tokens: int) -> int:
@@ -299,7 +319,7 @@ class Scheduler:
         num_tokens = len(sequence.token_ids) + sequence.num_pending
         return max(0, self._blocks_for(num_tokens) - len(sequence.block_ids))
 
-    def _grow(self, sequence: Sequence, count: int, flight: _Flight) -> tuple[bool, int]:
+    def _grow(self, sequence: Sequence, count: int, flight: Flight) -> tuple[bool, int]:
         """Pages for `count` more tokens, preempting the youngest not yet in this step if need be.
 
         Returns whether the sequence can be computed now, and how many were preempted.
@@ -319,7 +339,7 @@ class Scheduler:
         sequence.block_ids += self.pool.allocate(max(need, 0))
         return True, preempted
 
-    def _youngest_unscheduled(self, flight: _Flight) -> Sequence:
+    def _youngest_unscheduled(self, flight: Flight) -> Sequence:
         scheduled = set(flight.scheduled)
         return next(each for each in reversed(self.running) if each not in scheduled)
 
@@ -354,23 +374,7 @@ class Scheduler:
         self.running[sequence] = None
         return count
 
-    def _give(self, flight: _Flight, sequence: Sequence, count: int) -> None:
-        """Put `count` tokens of a sequence that has the pages into the step."""
-        start = sequence.num_computed
-        end = start + count
-        samples = end == len(sequence.token_ids) + sequence.num_pending
-        step = flight.step
-        step.rows.append(sequence.row)
-        step.starts.append(start)
-        step.counts.append(count)
-        step.samples.append(samples)
-        flight.scheduled.append(sequence)
-        sequence.num_computed = end
-        sequence.num_pending += samples
-        if count > 1:
-            self._publish(sequence, flight)
-
-    def _publish(self, sequence: Sequence, flight: _Flight | None) -> None:
+    def _publish(self, sequence: Sequence, flight: Flight | None) -> None:
         """Make full blocks findable whose ids are known and which are computed, by `flight` at the
         latest (None: by steps that have ended).
 
@@ -416,32 +420,12 @@ class Scheduler:
         self.pool.release(sequence.block_ids)
         sequence.block_ids = []
 
-    def _finish_reason(self, sequence: Sequence, token_id: int) -> FinishReason | None:
-        params = sequence.params
-        if token_id in sequence.stop_ids and sequence.num_output_tokens > params.min_tokens:
-            return "stop"
-        return "length" if len(sequence.token_ids) >= sequence.max_num_tokens else None
-
 
 @dataclass(slots=True)
-class _Flight:
-    """A step that was handed out: its sequences in order, and the pages it made findable."""
-
-    step: Step
-    scheduled: list[Sequence]
-    published: list[int]
-
-
 class _Counters:
-    __slots__ = (
-        "generation_tokens",
-        "preemptions",
-        "prefix_cache_hits",
-        "prefix_cache_queries",
-        "prompt_tokens",
-        "step_tokens",
-    )
-
-    def __init__(self) -> None:
-        self.preemptions = self.prefix_cache_queries = self.prefix_cache_hits = 0
-        self.prompt_tokens = self.generation_tokens = self.step_tokens = 0
+    preemptions: int = 0
+    prefix_cache_queries: int = 0
+    prefix_cache_hits: int = 0
+    prompt_tokens: int = 0
+    generation_tokens: int = 0
+    step_tokens: int = 0

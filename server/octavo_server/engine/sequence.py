@@ -92,6 +92,11 @@ class Sequence:
         return len(self.token_ids) - self.num_prompt_tokens
 
     @property
+    def holds_off_stops(self) -> bool:
+        """Whether its newest token comes too early to be a stop."""
+        return self.num_output_tokens <= self.params.min_tokens
+
+    @property
     def wants_prompt_logprobs(self) -> bool:
         """Whether prompt positions are still to be judged: they must be computed, not found in the
         cache.
