@@ -10,7 +10,6 @@ import socket
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -27,6 +26,7 @@ from octavo_server.api.termination import write_termination
 from octavo_server.config import EngineConfig
 from octavo_server.engine.messages import Failed, ToEngine
 from octavo_server.errors import StartupError
+from octavo_server.log_lines import stamped
 
 if TYPE_CHECKING:
     from octavo_server.engine.client import EngineClient
@@ -96,7 +96,6 @@ class Run:
         self._config = config
         self._settings = settings
         self._listener = listener
-        self._started = time.monotonic()
         self._engine: EngineClient | None = None
         self._loaded = False
         self._signals = 0
@@ -155,8 +154,7 @@ class Run:
 
     def progress(self, text: str) -> None:
         """One line for people."""
-        elapsed = time.monotonic() - self._started
-        print(f"[{elapsed:6.1f} s] {text}", file=sys.stderr, flush=True)
+        print(stamped(text), file=sys.stderr, flush=True)
 
     async def _load(self) -> None:
         try:

@@ -9,11 +9,11 @@ import os
 import re
 import socket
 import subprocess
-import sys
 from typing import Any
 
 import click
 
+from octavo_server import log_lines
 from octavo_server.api.chat_template import read_chat_template
 from octavo_server.api.settings import MIB, ServeSettings
 from octavo_server.api.signals import EarlySignals
@@ -156,9 +156,7 @@ def _serve(
 ) -> int:
     hide_torch()
     gc.disable()  # until the model is loaded: there is only start-up to walk through
-    logging.basicConfig(
-        level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(message)s"
-    )
+    log_lines.install()
     for name in ("httpx", "httpcore", "huggingface_hub"):  # their every request is no news
         logging.getLogger(name).setLevel(logging.WARNING)
 
