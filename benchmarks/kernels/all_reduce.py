@@ -25,7 +25,7 @@ import torch.multiprocessing as processes
 from timing import graph_microseconds  # beside this file
 from torch import Tensor
 
-from octavo_kernels.peer_sum import Peers, sum_blocks, sum_words
+from octavo_kernels.peer_sum import sum_blocks, sum_words
 from octavo_server.distributed.peer_group import PeerGroup
 
 KIB = 1024
@@ -37,7 +37,9 @@ COLUMNS = (
 ONE_SHOT_BYTES = 1024 * KIB
 
 
-def variants(size: int, device: torch.device, peers: Peers) -> dict[str, Callable[[int], object]]:
+def variants(
+    size: int, device: torch.device, group: PeerGroup
+) -> dict[str, Callable[[int], object]]:
     """Name -> one launch of it, each checked against the sum that it must give."""
     count = size // 2
     ranks, rank = dist.get_world_size(), dist.get_rank()
@@ -68,7 +70,7 @@ def variants(size: int, device: torch.device, peers: Peers) -> dict[str, Callabl
         out = residual if add else torch.empty_like(local)
 
         def launched(_: int = 0) -> Tensor:
-            launch(peers, local, out, add)
+            launch(group.peers, local, out, add)
             return out
 
         return launched
@@ -76,10 +78,11 @@ def variants(size: int, device: torch.device, peers: Peers) -> dict[str, Callabl
     found = {"nccl": nccl, "copied": copied, "one shot": one_shot, "two shot": two_shot}
     found |= {"words": own(sum_words, True), "blocks": own(sum_blocks, True)}
     found |= {"only words": own(sum_words, False), "only blocks": own(sum_blocks, False)}
-    if count // 2 > peers.word_cap:
+    if count // 2 > group.peers.word_cap:
         del found["words"], found["only words"]
-    if size > peers.block_cap_bytes:
-        del found["blocks"], found["only blocks"]
+    if size > group.peers.block_cap_bytes:  # piece by piece
+        found["blocks"] = lambda _=0: (group.add_sum_(residual, local), residual)[1]
+        del found["only blocks"]
     if size > ONE_SHOT_BYTES:
         del found["copied"], found["one shot"]
     for kind, launch in found.items():
@@ -105,7 +108,7 @@ def measure(rank: int, ranks: int, meet: str, out: Path | None) -> None:
     lines = []
     for size in SIZES:
         line: dict[str, float] = {}
-        for column, launch in variants(size, device, group.peers).items():
+        for column, launch in variants(size, device, group).items():
             dist.barrier()
             own = torch.tensor(graph_microseconds(launch), device=device)
             dist.all_reduce(own, op=dist.ReduceOp.MAX)

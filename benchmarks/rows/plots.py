@@ -6,8 +6,8 @@ import math
 from pathlib import Path
 from typing import Any
 
-from benchmarks.rows.results import Result
-from benchmarks.rows.specification import ROWS
+from benchmarks.rows.results import Result, row_of
+from benchmarks.rows.specification import ROWS, Row
 
 OCTAVO, OTHER, RECORDED = "#1f6feb", "#9aa5b1", "#d5dbe1"
 _BELOW = "#d4652f"
@@ -17,19 +17,26 @@ _RECORDED_FLASK = 1.10
 
 
 def draw(result: Result, stem: Path) -> list[Path]:
-    """STEM-s1.png and STEM-rows.png; a picture whose rows are missing is left out."""
+    """STEM-s1.png, STEM-rows.png and, of several GPUs, STEM-scaling.png; a picture whose rows are
+    missing is left out."""
     import matplotlib
 
     matplotlib.use("Agg")
     drawn = []
-    values = {e["id"]: e["value"] for e in result["rows"] if e["value"] is not None}
-    if "s1_50" in values:
+    found = [(row_of(e), float(e["value"])) for e in result["rows"] if e["value"] is not None]
+    several = any(row.tp > 1 for row, _ in found)
+    values = {row.id: value for row, value in found if row.tp == 1}
+    if "s1_50" in values and not several:
         drawn.append(stem.with_name(stem.name + "-s1.png"))
         _draw_s1(result, values, drawn[-1])
-    compared = [ROWS[i] for i in values if ROWS[i].times_vllm(values[i]) is not None]
+    compared = [(row, value) for row, value in found if row.times_vllm(value) is not None]
     if compared:
         drawn.append(stem.with_name(stem.name + "-rows.png"))
-        _draw_rows(result, values, drawn[-1])
+        _draw_rows(result, compared, drawn[-1])
+    scaled = [e for e in result["rows"] if e.get("times_one_gpu")]
+    if scaled:
+        drawn.append(stem.with_name(stem.name + "-scaling.png"))
+        _draw_scaling(result, scaled, drawn[-1])
     return drawn
 
 
@@ -70,14 +77,36 @@ def _draw_s1(result: Result, values: dict[str, float], path: Path) -> None:
     pyplot.close(figure)
 
 
-def _draw_rows(result: Result, values: dict[str, float], path: Path) -> None:
+def _draw_scaling(result: Result, entries: list[dict[str, Any]], path: Path) -> None:
+    """Each row of several GPUs by the same row of one GPU."""
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(7.6, 0.34 * len(entries) + 1.3), layout="constrained")
+    tp = entries[0]["tp"]
+    places = list(range(len(entries)))
+    bars = axes.barh(places, [e["times_one_gpu"] for e in entries], height=0.6, color=OCTAVO)
+    axes.bar_label(bars, [f"{e['times_one_gpu']:.2f}" for e in entries], padding=3, fontsize=8)
+    labels = [f"{e['id']}  {_value(e['value'])} {e['unit']}" for e in entries]
+    axes.set_yticks(places, labels, fontsize=8)
+    axes.set_ylim(len(entries) - 0.4, -0.6)
+    axes.set_xlim(0, max(tp, *(e["times_one_gpu"] for e in entries)) * 1.1)
+    for times, style in ((1, "-"), (tp, "--")):
+        axes.axvline(times, color="black", linewidth=0.8, linestyle=style)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.set_xlabel(f"times as good as on one of them   ( dashed: {tp})", fontsize=9)
+    axes.set_title(f"Octavo at {str(result['commit'])[:10]}, {tp} x {_where(result)}", fontsize=10)
+    figure.savefig(path, dpi=150)
+    pyplot.close(figure)
+
+
+def _draw_rows(result: Result, found: list[tuple[Row, float]], path: Path) -> None:
     """Every row against vLLM's recorded figure: to the right of 1 is better."""
     from matplotlib import pyplot
 
-    rows = [row for row in ROWS.values() if row.times_vllm(values.get(row.id, 0)) is not None]
+    rows = [row for row, _ in found]
     figure, axes = pyplot.subplots(figsize=(7.6, 0.3 * len(rows) + 1.3), layout="constrained")
-    ratios = [row.times_vllm(values[row.id]) or 0.0 for row in rows]
-    colours = [_BELOW if row.verdict(values[row.id]) == "below" else OCTAVO for row in rows]
+    ratios = [row.times_vllm(value) or 0.0 for row, value in found]
+    colours = [_BELOW if row.verdict(value) == "below" else OCTAVO for row, value in found]
     places = list(range(len(rows)))
     axes.barh(places, [ratio - 1 for ratio in ratios], left=1, height=0.6, color=colours)
     for place, row in zip(places, rows, strict=True):
@@ -87,7 +116,10 @@ def _draw_rows(result: Result, values: dict[str, float], path: Path) -> None:
                     position, place, marker, color="black",
                     markersize=9 if marker == "|" else 4, zorder=3,
                 )  # fmt: skip
-    labels = [f"{row.id}  {_value(values[row.id])} {row.unit}" for row in rows]
+    labels = [
+        f"{row.id}{f' tp{row.tp}' * (row.tp > 1)}  {_value(value)} {row.unit}"
+        for row, value in found
+    ]
     axes.set_yticks(places, labels, fontsize=8)
     axes.set_ylim(len(rows) - 0.4, -0.6)  # the first row on top
     axes.set_xscale("log")

@@ -22,9 +22,11 @@ from torch import Tensor
 
 from .language import Variant, cdiv, gdc_launch_dependents, gdc_wait, jit, launch_options, tl
 
-# Words of a program of sum_words, of 2 values each; elements of one of sum_blocks.
+# Words of a program of sum_words, of 2 values each.
 WORDS = 512
+# Elements of a block of sum_blocks, and programs of each of its launches.
 BLOCK = 4096
+PROGRAMS = 264
 _WARPS = 8
 
 
@@ -100,12 +102,30 @@ def sum_words_kernel(
 
 
 @jit
+def _send_block(part, inboxes, marks, block, count, slot, capacity, mark_cap, rank, launch,
+                RANKS: tl.constexpr, BLOCK: tl.constexpr):  # fmt: skip
+    """One block of `part` to every peer, then its mark; slot: this rank's in their inboxes."""
+    place = block * BLOCK + tl.arange(0, BLOCK)
+    mask = place < count
+    mine = tl.load(part + place, mask=mask, other=0.0)
+    for peer in tl.static_range(RANKS):
+        if peer != rank:
+            inbox = tl.load(inboxes + peer).to(part.dtype)
+            tl.store(inbox + slot * capacity + place, mine, mask=mask)
+    tl.debug_barrier()  # every thread's stores are in front of the marks
+    for peer in tl.static_range(RANKS):
+        if peer != rank:
+            mark = tl.load(marks + peer).to(tl.pointer_type(tl.int32))
+            tl.atomic_xchg(mark + rank * mark_cap + block, launch, sem="release", scope="sys")
+
+
+@jit
 def sum_blocks_kernel(
     out,  # ADD: float32, the sum is added to it; else of `part`'s dtype, the sum
     part,  # contiguous, `count` elements
-    launches,  # int32 [programs], as above, of these launches
+    launches,  # int32 [programs]: launches so far
     inboxes,  # int64 [RANKS]: addresses of [2, RANKS, capacity] of the part's dtype
-    marks,  # int64 [RANKS]: addresses of int32 [RANKS, mark_cap]
+    marks,  # int64 [RANKS]: addresses of int32 [RANKS, mark_cap]: a launch's number per block
     rank,
     count,
     capacity,
@@ -115,42 +135,49 @@ def sum_blocks_kernel(
     BLOCK: tl.constexpr,
     PDL: tl.constexpr,
 ):
-    """Program (share of the elements)."""
+    """Program (share of the blocks, every so manieth).
+
+    The next block is on its way before this one is waited for: the link never rests. As many
+    programs in every launch, so that all count alike.
+    """
     if PDL:
         gdc_launch_dependents()
         gdc_wait()
     pid = tl.program_id(0)
     launch = tl.load(launches + pid) + 1
     half = (launch & 1) * RANKS
-    place = pid * BLOCK + tl.arange(0, BLOCK)
-    mask = place < count
-    mine = tl.load(part + place, mask=mask, other=0.0)
-    for peer in tl.static_range(RANKS):
-        if peer != rank:
-            inbox = tl.load(inboxes + peer).to(part.dtype)
-            tl.store(inbox + (half + rank) * capacity + place, mine, mask=mask)
-    tl.debug_barrier()  # every thread's stores are in front of the marks
-    for peer in tl.static_range(RANKS):
-        if peer != rank:
-            mark = tl.load(marks + peer).to(tl.pointer_type(tl.int32))
-            tl.atomic_xchg(mark + rank * mark_cap + pid, launch, sem="release", scope="sys")
+    blocks = tl.cdiv(count, BLOCK)
     own = tl.load(inboxes + rank).to(part.dtype)
     own_marks = tl.load(marks + rank).to(tl.pointer_type(tl.int32))
-    total = tl.zeros([BLOCK], tl.float32)
-    for source in tl.static_range(RANKS):
-        values = mine
-        if source != rank:
-            mark = own_marks + source * mark_cap + pid
-            # A peer may be one launch ahead; its data is in the other half then.
-            while tl.atomic_add(mark, 0, sem="acquire", scope="sys") - launch < 0:
-                pass
-            values = tl.load(
-                own + (half + source) * capacity + place, mask=mask, other=0.0, cache_modifier=".cg"
-            )
-        total += values.to(tl.float32)
-    if ADD:
-        total += tl.load(out + place, mask=mask, other=0.0)
-    tl.store(out + place, total.to(out.dtype.element_ty), mask=mask)
+    if pid < blocks:
+        _send_block(part, inboxes, marks, pid, count, half + rank, capacity, mark_cap, rank, launch,
+                    RANKS, BLOCK)  # fmt: skip
+    for block in range(pid, blocks, tl.num_programs(0)):
+        ahead = block + tl.num_programs(0)
+        if ahead < blocks:
+            _send_block(part, inboxes, marks, ahead, count, half + rank, capacity, mark_cap, rank,
+                        launch, RANKS, BLOCK)  # fmt: skip
+        place = block * BLOCK + tl.arange(0, BLOCK)
+        mask = place < count
+        mine = tl.load(part + place, mask=mask, other=0.0)
+        total = tl.zeros([BLOCK], tl.float32)
+        if ADD:
+            before = tl.load(out + place, mask=mask, other=0.0)
+        for source in tl.static_range(RANKS):
+            values = mine
+            if source != rank:
+                mark = own_marks + source * mark_cap + block
+                # A peer may be one launch ahead; its data is in the other half then.
+                while tl.atomic_add(mark, 0, sem="acquire", scope="sys") - launch < 0:
+                    pass
+                values = tl.load(
+                    own + (half + source) * capacity + place, mask=mask, other=0.0,
+                    cache_modifier=".cg",
+                )  # fmt: skip
+            total += values.to(tl.float32)
+        if ADD:
+            total += before
+        tl.store(out + place, total.to(out.dtype.element_ty), mask=mask)
     tl.store(launches + pid, launch)
 
 
@@ -170,11 +197,11 @@ class Peers:
     block_cap_bytes: int  # likewise, in bytes, a multiple of 16
     marks: Tensor
     word_launches: Tensor  # int32 [word_cap / WORDS]
-    block_launches: Tensor  # int32 [programs of the largest part: `block_programs`]
+    block_launches: Tensor  # int32 [PROGRAMS]
 
 
-def block_programs(cap_bytes: int) -> int:
-    """Programs, and so marks from one rank, of the largest part that fits, were it of 16 bits."""
+def blocks_of(cap_bytes: int) -> int:
+    """Blocks, and so marks from one rank, of the largest part that fits, were it of 16 bits."""
     return cdiv(cap_bytes // 2, BLOCK)
 
 
@@ -198,9 +225,9 @@ def sum_blocks(peers: Peers, part: Tensor, out: Tensor, add: bool) -> None:
     assert part.is_contiguous()
     assert out.is_contiguous()
     assert part.nbytes <= peers.block_cap_bytes
-    sum_blocks_kernel[(cdiv(part.numel(), BLOCK),)](
+    sum_blocks_kernel[(PROGRAMS,)](
         out, part, peers.block_launches, peers.blocks, peers.marks, peers.rank, part.numel(),
-        peers.block_cap_bytes // part.element_size(), block_programs(peers.block_cap_bytes),
+        peers.block_cap_bytes // part.element_size(), blocks_of(peers.block_cap_bytes),
         RANKS=peers.ranks, ADD=add, BLOCK=BLOCK, num_warps=_WARPS,
         **launch_options(part.device.index),
     )  # fmt: skip

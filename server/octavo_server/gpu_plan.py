@@ -16,13 +16,13 @@ from octavo_server.model_config import ModelConfig
 # The engine's own, of modules that import torch; a test compares them.
 STEP_TOKENS = 8192
 MLP_TOKENS = 4096
-EXTRA_ROWS = 64
+EXTRA_ROWS = 32
 
 FRAGMENTS = 1.02
 """The memory of steps is a little larger than the largest: pieces do not fit without gaps."""
 
-GRAPHS_BYTES = 40 << 20
-"""Of the driver: some 80 graphs of 512 KiB."""
+GRAPHS_BYTES = 52 << 20
+"""Of the driver: some 100 graphs of 512 KiB."""
 
 LIBRARY_BYTES = 512 << 20
 """cuBLAS' workspaces and loaded kernels: 0.23 GiB with gpt2-large, 0.57 with llama-8b (H100)."""

@@ -183,9 +183,7 @@ class LLM:
             stream=bool(params.stop),
         )
 
-    def _deliver(
-        self, output: TokenOutput, live: _Live
-    ) -> None:
+    def _deliver(self, output: TokenOutput, live: _Live) -> None:
         if output.request_id not in live:
             return
         generation, completion, assembler = live[output.request_id]

@@ -196,7 +196,7 @@ def test_pictures_come_from_the_json_alone(tmp_path: Path) -> None:
     assert plots.draw(result(entry("flask_s1", 1.1)), tmp_path / "none") == []
 
 
-def test_rows_of_two_gpus_stand_beside_those_of_one() -> None:
+def test_rows_of_two_gpus_stand_beside_those_of_one(tmp_path: Path) -> None:
     one = result(entry("s1_50", 600.0), entry("llama_b1", 6.0))
     two = result(
         *(results.row_entry(rows_at(2)[name], [value], {}, None)
@@ -210,3 +210,5 @@ def test_rows_of_two_gpus_stand_beside_those_of_one() -> None:
     assert (rows["llama_b1", 2]["vllm"], rows["llama_b1", 2]["verdict"]) == (4.22, "must")
     assert rows["allreduce_8k", 2]["verdict"] == "below"
     assert "s1_50 tp2" in results.table(results.merge(one, two))
+    drawn = plots.draw(results.merge(one, two), tmp_path / "two")
+    assert [path.name for path in drawn] == ["two-rows.png", "two-scaling.png"]

@@ -158,3 +158,13 @@ def test_a_seed_gives_the_same_tokens_alone_and_in_a_crowd(folder: Path) -> None
     wanted = {"temperature": 1.0, "top_p": 0.9, "top_k": 50, "seed": 11}
     crowd = generate(llm, prompts, **wanted)
     assert [generate(llm, [prompt], **wanted)[0] for prompt in prompts] == crowd
+
+
+def test_more_sequences_than_graphs_provide_for(tmp_path: Path) -> None:
+    """700 prompts of a few tokens fit into one step, and into no graph."""
+    folder = make_tiny("qwen3", tmp_path / "tiny")
+    prompts = [[3 + i % 300, 5 + i // 300][: 1 + i % 2] for i in range(700)]
+    settings = {"max_num_seqs": 1024, "max_num_batched_tokens": 2048}
+    eager = load(folder, "float32", enforce_eager=True, **settings)
+    expected = generate(eager, prompts, max_tokens=4)
+    assert generate(load(folder, "float32", **settings), prompts, max_tokens=4) == expected

@@ -1,4 +1,4 @@
-"""The group of GPUs whose sums go through each other's memory; NCCL does what is too large for it.
+"""The group of GPUs whose sums go through each other's memory; the rest is NCCL's.
 
 The default where every GPU can write to every other one's memory; OCTAVO_ALL_REDUCE=nccl for NCCL
 alone.
@@ -14,9 +14,10 @@ import torch.distributed._symmetric_memory as symmetric
 from torch import Tensor
 
 from octavo_kernels.peer_sum import (
+    PROGRAMS,
     WORDS,
     Peers,
-    block_programs,
+    blocks_of,
     sum_blocks,
     sum_words,
 )
@@ -24,10 +25,14 @@ from octavo_server.distributed.torch_group import TorchGroup
 
 MOST_RANKS = 8
 
-# Measured on two H100s (`benchmarks/kernels/all_reduce.py`): above the first, marks cost less than
-# twice the bytes; above the second, with each rank reading all parts, NCCL's rings are as fast.
+# Measured on two H100s (`benchmarks/kernels/all_reduce.py`): above this, marks cost less than twice
+# the bytes.
 _WORD_BYTES = 256 << 10
-_BLOCK_BYTES = {2: 8 << 20, 4: 1 << 20}
+
+# What an inbox holds from each rank; two ranks' larger sums go piece by piece. More than two send
+# every part to all, where NCCL's rings send each twice: above this they are faster.
+_BLOCK_BYTES = {2: 16 << 20}
+_BLOCK_BYTES_OF_MORE = 1 << 20
 
 
 def can_reach(size: int) -> bool:
@@ -41,7 +46,7 @@ def can_reach(size: int) -> bool:
 
 
 class PeerGroup(TorchGroup):
-    """As `TorchGroup`; sums of up to some MiB take one launch, what follows them included."""
+    """As `TorchGroup`; sums take one launch for 16 MiB, the addition to the residual included."""
 
     def __init__(
         self, rank: int, size: int, rendezvous: str, device: torch.device, timeout_seconds: float
@@ -50,9 +55,8 @@ class PeerGroup(TorchGroup):
         super().__init__(rank, size, rendezvous, device, timeout_seconds)
         # Of no use here, and not every host has it.
         os.environ.setdefault("TORCH_SYMM_MEM_DISABLE_MULTICAST", "1")
-        self._most_bytes = _BLOCK_BYTES.get(size, _WORD_BYTES)
+        self._most_bytes = _BLOCK_BYTES.get(size, _BLOCK_BYTES_OF_MORE)
         word_cap = _WORD_BYTES // 4
-        programs = block_programs(self._most_bytes)
         self._held: list[Tensor] = []  # what peers write to lives as long as the group
 
         def shared(count: int, dtype: torch.dtype) -> Tensor:
@@ -74,9 +78,9 @@ class PeerGroup(TorchGroup):
             word_cap=word_cap,
             blocks=shared(2 * size * self._most_bytes, torch.uint8),
             block_cap_bytes=self._most_bytes,
-            marks=shared(size * programs, torch.int32),
+            marks=shared(size * blocks_of(self._most_bytes), torch.int32),
             word_launches=launches(word_cap // WORDS),
-            block_launches=launches(programs),
+            block_launches=launches(PROGRAMS),
         )
         # No rank sends before all have zeroed.
         torch.cuda.synchronize(device)
@@ -91,13 +95,18 @@ class PeerGroup(TorchGroup):
             super().add_sum_(residual, partial)
 
     def _sum(self, part: Tensor, out: Tensor, add: bool) -> bool:
-        """Whether it was small enough, and is done."""
-        if part.nbytes > self._most_bytes or not (part.is_contiguous() and out.is_contiguous()):
+        """Whether it is of a kind that goes this way, and is done."""
+        if not (part.is_contiguous() and out.is_contiguous()):
             return False
         if part.numel() == 0:
             return True
         if part.element_size() == 2 and part.nbytes <= _WORD_BYTES and part.numel() % 2 == 0:
             sum_words(self.peers, part, out, add)
-        else:
-            sum_blocks(self.peers, part, out, add)
+            return True
+        if part.nbytes > self._most_bytes and self.size > 2:
+            return False
+        most = self._most_bytes // part.element_size()
+        part, out = part.view(-1), out.view(-1)
+        for first in range(0, len(part), most):
+            sum_blocks(self.peers, part[first : first + most], out[first : first + most], add)
         return True

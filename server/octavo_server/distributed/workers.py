@@ -10,7 +10,6 @@ import dataclasses
 import os
 import queue
 import select
-import signal
 import subprocess
 import sys
 import threading
@@ -33,6 +32,7 @@ from octavo_server.distributed.orders import (
     Settled,
 )
 from octavo_server.distributed.ring import Writer, make_ring
+from octavo_server.engine.ending import how_it_ended
 from octavo_server.engine.spinning import short_spins
 from octavo_server.errors import EngineDead, InvalidSettings, StartupError
 
@@ -261,7 +261,7 @@ class Workers:
             code = self._processes[rank - 1].wait(_LAST_WORDS_SECONDS)
         except subprocess.TimeoutExpired:
             code = 1
-        how = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+        how = how_it_ended(code)
         return RankFailed("EngineFailed", f"rank {rank} of {self._size} ended by {how}")
 
     def _fail(self, failure: RankFailed) -> None:

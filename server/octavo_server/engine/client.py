@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 import shutil
-import signal
 import subprocess
 import tempfile
 import threading
@@ -18,6 +17,7 @@ import zmq
 
 from octavo_server.config import EngineConfig
 from octavo_server.engine.early import spawn
+from octavo_server.engine.ending import how_it_ended
 from octavo_server.engine.messages import Failed, FromEngine, Shutdown, ToEngine
 from octavo_server.engine.process import Settings
 
@@ -172,6 +172,5 @@ class EngineClient:
             loop.call_later(_DRAIN_SECONDS, self._report_death)
 
     def _report_death(self) -> None:
-        code = self.exit_code or 0
-        how = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+        how = how_it_ended(self.exit_code or 0)
         self._deliver(Failed("EngineFailed", f"the engine process ended by {how}"))

@@ -15,6 +15,7 @@ from contextlib import suppress
 import torch
 from torch import Tensor
 
+from octavo_kernels.tiles import Sharing
 from octavo_server.engine.arena import Arena
 from octavo_server.engine.shortage import shortage_in
 
@@ -30,6 +31,9 @@ LAUNCH_WORK = 14e12
 """Multiplications and additions that an H100 does (600 TFLOP/s) while the host launches one step's
 kernels (24 ms, measured): larger steps hide their launches, smaller ones wait for them.
 """
+
+SHARING_ROWS = Sharing().seqs
+"""Decode graphs of so many rows come with and without the look for pages that rows share."""
 
 SHORT_QUERY = 1024
 """Prefill attention is cut otherwise where all prompts of a step are at most so long."""

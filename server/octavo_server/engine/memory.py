@@ -15,7 +15,7 @@ from octavo_server.config import EngineConfig
 from octavo_server.distributed.group import Group
 from octavo_server.distributed.vocabulary import gather_logits
 from octavo_server.engine.arena import Arena
-from octavo_server.engine.graphs import row_buckets, token_buckets
+from octavo_server.engine.graphs import SHARING_ROWS, row_buckets, token_buckets
 from octavo_server.engine.sampler import EXTRA_ROWS, Judgement
 from octavo_server.engine.shortage import shortage_in
 from octavo_server.errors import OutOfMemory
@@ -133,10 +133,12 @@ def measure_cache_bytes(
     if use_graphs:
         rows = row_buckets(bounds.max_num_seqs)
         tokens = token_buckets(bounds.max_step_tokens, model.config.layer_weights)
-        # Rows: layers, and by the kinds of a draw whole and head; tokens: for few sequences and for
-        # many.
+        # Rows: layers, and by the kinds of a draw whole (some with shared pages and without) and
+        # head; tokens: for few sequences and for many.
         kinds = 1 if group.size == 1 else 2
-        graphs = ((1 + 2 * kinds) * len(rows) + 2 * len(tokens)) * GRAPH_BYTES
+        twice = sum(count >= SHARING_ROWS for count in rows)
+        count = (1 + 2 * kinds) * len(rows) + kinds * twice + 2 * len(tokens)
+        graphs = count * GRAPH_BYTES
     torch.cuda.empty_cache()
     buffers = buffer_bytes(
         model.config,

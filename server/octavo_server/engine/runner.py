@@ -15,11 +15,12 @@ from torch import Tensor
 from octavo_kernels.ops import AttentionBatch, Ops
 from octavo_kernels.standing import make_counters
 from octavo_kernels.step_inputs import HEADER, StepBuffers
-from octavo_kernels.tiles import FEW_SEQUENCES, SHORT_CONTEXT, Sharing
+from octavo_kernels.tiles import FEW_SEQUENCES, SHORT_CONTEXT
 from octavo_server.distributed.group import SOLO, Group
 from octavo_server.engine.arena import Arena
 from octavo_server.engine.graphs import (
     MAX_TOKENS,
+    SHARING_ROWS,
     SHORT_QUERY,
     Graphs,
     row_buckets,
@@ -37,8 +38,6 @@ from octavo_server.models.causal_lm import Batch, CausalLM
 
 MIXED_SEQUENCES = 64
 """Graphs of steps with prompts provide for so many sequences at least: idle programs are cheap."""
-
-_SHARING_ROWS = Sharing().seqs
 
 _RING = 3
 """Host buffers in turn: one is written while those of two steps in flight may still be read."""
@@ -234,11 +233,9 @@ class Runner:
             if bucket is None:
                 return False
             context = self._context_bound(bucket, max(step.starts) + 1)
-            shares = step.shares and self._looks_for_shared(bucket)
-            replayed = self._replay(graphs.decode, bucket, context, shares, before=send_packet)
-            return replayed is not None
+            return self._replay(graphs.decode, bucket, context, before=send_packet) is not None
         bucket = smallest(self._token_buckets, tokens)
-        if bucket is None or seqs > bucket:
+        if bucket is None or seqs > min(bucket, self._row_buckets[-1]):
             return False
         query = SHORT_QUERY if max(step.counts) <= SHORT_QUERY else bucket
         key = (bucket, self._sequence_cap(bucket, seqs), min(bucket, query))
@@ -253,7 +250,7 @@ class Runner:
         """Whether a decode graph of so many rows has a variant for pages in common: looking for
         them, though in vain, is a launch more a layer.
         """
-        return rows >= _SHARING_ROWS
+        return rows >= SHARING_ROWS
 
     def _sequence_cap(self, tokens: int, seqs: int) -> int:
         """Sequences that a graph of so many tokens provides for: few as a rule, else all."""
@@ -316,15 +313,15 @@ class Runner:
         chosen = self._buffers.sampled_tokens[:seqs]
         return torch.index_select(residual, 0, chosen, out=self._last[:seqs])
 
-    def _decode(self, rows: int, context: int, shares: int) -> Tensor:
+    def _decode(self, rows: int, context: int) -> Tensor:
         """As `_mixed`, for rows of one token each, which are all sampled, in order."""
-        return self._last[:rows].copy_(self._decode_layers(rows, context, shares))
+        return self._last[:rows].copy_(self._decode_layers(rows, context))
 
     def _decode_and_draw(self, rows: int, context: int, shares: int, by_slices: int) -> Tensor:
         residual = self._decode_layers(rows, context, shares)
         return self._head.draw(residual, *self._places(rows), by_slices)
 
-    def _decode_layers(self, rows: int, context: int, shares: int) -> Tensor:
+    def _decode_layers(self, rows: int, context: int, shares: int = True) -> Tensor:
         batch = self._batch(
             rows,
             rows,
@@ -430,7 +427,7 @@ class _StepGraphs:
         # Where one rank has no memory for a graph, no other may replay its own.
         needed = runner._group.size > 1
         self.whole = Graphs(runner._decode_and_draw, arena, needed)
-        self.decode = Graphs(runner._decode, arena, needed)  # (rows, context, shares): its layers
+        self.decode = Graphs(runner._decode, arena, needed)  # (rows, context): its layers
         # (tokens, sequences, longest query): layers of any step
         self.mixed = Graphs(runner._mixed, arena, needed)
         # (rows, by slices): logits and draw behind layers

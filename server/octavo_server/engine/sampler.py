@@ -22,8 +22,8 @@ _PROMPT_LOGITS_ROWS = 128
 transiently.
 """
 
-EXTRA_ROWS = 64
-"""Rows that get the extra stage at a time: 64 x 152k float32 logits are 39 MB, and a few times that
+EXTRA_ROWS = 32
+"""Rows that get the extra stage at a time: 32 x 152k float32 logits are 19 MB, and a few times that
 transiently.
 """
 

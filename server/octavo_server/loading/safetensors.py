@@ -38,7 +38,7 @@ def weight_files(folder: Path) -> list[Path]:
     files = sorted(
         path
         for path in folder.glob("*.safetensors")
-        if not path.name.startswith(("consolidated", "adapter_"))
+        if path.is_file() and not path.name.startswith(("consolidated", "adapter_"))
     )
     if files:
         return files

@@ -29,6 +29,9 @@ def load_tokenizer(
     return _by_transformers(tokenizer if tokenizer and not path.exists() else str(path))
 
 
+_LONGEST = 300
+
+
 def _by_transformers(name: str) -> PreTrainedTokenizerBase:
     from transformers import AutoTokenizer
     from transformers.utils import logging
@@ -50,7 +53,10 @@ def _by_transformers(name: str) -> PreTrainedTokenizerBase:
 def _explained(name: str, error: Exception) -> Exception:
     """transformers raises ValueError, OSError, KeyError and bare Exception for damaged files."""
     folder = Path(name)
-    first_line = (str(error) or type(error).__name__).splitlines()[0]
+    text = str(error) or type(error).__name__
+    first_line = text.splitlines()[0]
+    if first_line.endswith(":"):  # it only announces what is wrong
+        first_line = " ".join(text.split())[:_LONGEST]
     if "trust_remote_code" in str(error):
         return UnsupportedModel(
             f"the tokenizer of {name} needs code from its repository, which Octavo does not run"

@@ -76,9 +76,39 @@ def test_padding_changes_no_token(family: str, overlap: bool, tmp_path: Path) ->
     assert run() == expected
     # 12 tokens: one from the prompts' step of 32 tokens, the rest from 3 rows padded to 5.
     assert graphs.whole.calls.count((5, 128, False, 0)) >= 2 * 10
-    assert graphs.decode.calls.count((5, 128, False)) >= 10
+    assert graphs.decode.calls.count((5, 128)) >= 10
     assert graphs.mixed.calls == 3 * [(40, 8, 40)]
     assert graphs.head.calls.count((5, 0)) == 2
+
+
+def test_more_sequences_than_the_largest_bucket(tmp_path: Path) -> None:
+    """A step with prompts of more rows than graphs provide for (--max-num-seqs above 512)."""
+    llm = LLM(
+        str(make_tiny("llama2", tmp_path)),
+        device="cpu",
+        dtype="float32",
+        max_model_len=64,
+        max_num_seqs=8,
+        kv_cache_memory_bytes=16 << 20,
+    )
+    generator = torch.Generator().manual_seed(5)
+    prompts = [torch.randint(3, VOCAB_SIZE, (4,), generator=generator).tolist() for _ in range(8)]
+    params = SamplingParams(max_tokens=3, temperature=0.0, ignore_eos=True)
+
+    def run() -> list[list[int]]:
+        return [generation.outputs[0].token_ids for generation in llm.generate(prompts, params)]
+
+    expected = run()
+    runner = llm.core.runner
+    assert isinstance(runner, Runner)
+    runner._row_buckets, runner._token_buckets = [2, 5], [16, 64]
+    runner._graphs = SimpleNamespace(  # type: ignore[assignment]
+        whole=Replayed(runner._decode_and_draw),
+        decode=Replayed(runner._decode),
+        mixed=Replayed(runner._mixed),
+        head=Replayed(runner._draw_last),
+    )
+    assert run() == expected
 
 
 def test_buckets_cover_every_size_with_bounded_padding() -> None:

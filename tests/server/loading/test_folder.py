@@ -124,6 +124,7 @@ def test_pickles_are_not_read(folder: Path) -> None:
     (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
     assert "convert them to safetensors" in refused(UnsupportedModel, folder)
     (folder / "pytorch_model.bin").unlink()
+    (folder / "model.safetensors").mkdir()
     assert "has no *.safetensors" in refused(CorruptModel, folder)
 
 
@@ -249,6 +250,13 @@ class TestTokenizer:
 
     def test_what_does_not_load(self, folder: Path, tmp_path: Path) -> None:
         source = resolve_source(EngineConfig(model=str(folder)), print)
+        config = json.loads((folder / "config.json").read_text())
+        # transformers says it in two lines, of which the first only announces it.
+        (folder / "config.json").write_text(json.dumps(config | {"num_attention_heads": 7}))
+        with pytest.raises(CorruptModel, match=r"does not load: .* heads") as caught:
+            load_tokenizer(source, None, False)
+        assert "\n" not in str(caught.value)
+        (folder / "config.json").write_text(json.dumps(config))
         (folder / "tokenizer.json").write_text("{")
         with pytest.raises(CorruptModel, match="does not load"):
             load_tokenizer(source, None, False)
