@@ -42,6 +42,7 @@ _HURRY_SECONDS = 0.5  # to write what can be written at once, after a second sig
 # New objects before the young are looked at: what 500 requests at once need does not reach it ten
 # times (a full collection), and what cycles of theirs may wait stays under some MB.
 _COLLECT_AFTER = 20_000
+_CUT = 130  # the exit code after a second signal that cut answers, as shells have it of Ctrl-C
 _STOP_SECONDS = 5  # for the engine to leave by itself
 
 
@@ -99,6 +100,7 @@ class Run:
         self._engine: EngineClient | None = None
         self._loaded = False
         self._signals = 0
+        self._cut = False
         self._stop = asyncio.Event()
         self._failed: asyncio.Future[Failed] = asyncio.get_running_loop().create_future()
         self._service = Service(
@@ -222,6 +224,7 @@ class Run:
             self._service.lifecycle.drain()
             self._stop.set()
         else:
+            self._cut = self._cut or self._service.lifecycle.active > 0
             self._end_all()
             self._hurry.set()
 
@@ -229,9 +232,14 @@ class Run:
         """Until nothing runs, the time is over, a second signal came, or the engine failed."""
         lifecycle = self._service.lifecycle
         lifecycle.drain()
-        if lifecycle.active:
-            self.progress(f"shutting down: {lifecycle.active} requests are still being answered")
         seconds = self._settings.shutdown_timeout_seconds
+        if lifecycle.active:
+            self.progress(
+                f"shutting down: {lifecycle.active} requests have {seconds:g} s to be answered; a "
+                "second signal cuts them"
+            )
+        else:
+            self.progress("shutting down")
         self._flush_seconds = min(_FLUSH_SECONDS, seconds * _FLUSH_PART)
         idle = asyncio.create_task(lifecycle.idle.wait(), name="idle")
         hurry = asyncio.create_task(self._hurry.wait(), name="hurry")
@@ -250,7 +258,7 @@ class Run:
 
     def _exit_code(self) -> int:
         if not self._failed.done():
-            return 0
+            return _CUT if self._cut else 0
         failed = self._failed.result()
         write_termination(failed.reason, failed.message)
         print(f"error: {failed.message}", file=sys.stderr, flush=True)

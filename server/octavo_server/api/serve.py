@@ -23,6 +23,7 @@ from octavo_server.api.without_torch import hide_torch
 from octavo_server.config import EngineConfig
 from octavo_server.engine.early import spawn
 from octavo_server.errors import InvalidSettings, StartupError
+from octavo_server.llm_arguments import check_ranges
 
 _BACKLOG = 2048  # connections that wait while the loop is busy
 
@@ -172,14 +173,10 @@ def _serve(
 
 def engine_config(model: str, flags: dict[str, Any]) -> EngineConfig:
     """The engine's part of the flags. Raises `InvalidSettings` for values outside their range."""
-    utilization = flags["gpu_memory_utilization"]
-    if not 0.05 <= utilization <= 0.98:
-        raise InvalidSettings(f"--gpu-memory-utilization must be 0.05 to 0.98, not {utilization}")
-    length = flags["max_model_len"]
-    if length is not None and length != -1 and length < 2:
-        raise InvalidSettings(f"--max-model-len must be -1 or at least 2, not {length}")
     names = EngineConfig.__dataclass_fields__.keys() & flags.keys()
-    return EngineConfig(model=model, **{name: flags[name] for name in names})
+    config = EngineConfig(model=model, **{name: flags[name] for name in names})
+    check_ranges(config)
+    return config
 
 
 def serve_settings(model: str, flags: dict[str, Any]) -> ServeSettings:
