@@ -13,7 +13,7 @@ from octavo_operator import names
 from octavo_operator.local.sandbox import LocalSandbox, Manifest, Sandbox
 from octavo_operator.local.shape import problems
 from octavo_operator.local.volumes import MADE_HERE
-from octavo_operator.manifests import UnreadableManifest, describe
+from octavo_operator.manifests import UnreadableManifest, check_kind, describe
 from octavo_operator.render import render
 from octavo_operator.spec import InvalidSpec, parse
 
@@ -38,6 +38,7 @@ def plan(documents: Iterable[tuple[str, Mapping[str, Any]]], replicas: int | Non
     result = Workloads()
     owners: dict[str, str] = {}
     for file, document in documents:
+        check_kind(file, document)
         where = f"{file}: {describe(document)}"
         rendered = document.get("kind") == names.KIND
         try:

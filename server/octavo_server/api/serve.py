@@ -20,7 +20,7 @@ from octavo_server.api.signals import EarlySignals
 from octavo_server.api.sizes import Size
 from octavo_server.api.termination import write_termination
 from octavo_server.api.without_torch import hide_torch
-from octavo_server.config import EngineConfig
+from octavo_server.config import BLOCK_SIZES, EngineConfig
 from octavo_server.engine.early import spawn
 from octavo_server.errors import InvalidSettings, StartupError
 from octavo_server.llm_arguments import check_ranges
@@ -62,7 +62,7 @@ class ServeCommand(click.Command):
 @click.option("--max-model-len", type=int, help="Context length; -1: the longest that fits.")
 @click.option("--max-num-seqs", type=click.IntRange(1), default=512, show_default=True)
 @click.option("--max-num-batched-tokens", type=click.IntRange(1), help="Tokens of one step.")
-@click.option("--block-size", type=click.IntRange(1), default=16, show_default=True)
+@click.option("--block-size", type=click.Choice(BLOCK_SIZES), default=16, show_default=True)
 @click.option("--gpu-memory-utilization", type=float, default=0.9, show_default=True)
 @click.option("--kv-cache-memory-bytes", type=Size(), help="For example 1GiB.")
 @click.option("--num-gpu-blocks-override", type=click.IntRange(2))

@@ -246,6 +246,11 @@ def test_an_inference_service_runs_the_operators_rendering(up: Any, tmp_path: Pa
     [
         ("a: [", [], "is not YAML"),
         ("kind: Service\nmetadata: {name: x}", [], "nothing to run"),
+        (
+            "{apiVersion: octavo.dev/v1alpha1, kind: Inference, metadata: {name: x}}",
+            [],
+            "has no kind 'Inference'; write InferenceService",
+        ),
         (json.dumps(deployment(container(["x"]))), ["--volume=x"], "is not CONTAINER_PATH=DIR"),
         (json.dumps(deployment(container(["x"]))), ["--volume=/a=/no/such"], "does not exist"),
         (

@@ -185,8 +185,10 @@ def test_large_bodies_are_refused_before_they_are_read(server):
 
 
 def test_unknown_paths_and_methods_have_the_same_body(server):
-    check(server.http.get("/nothing"), 404, None)
-    check(server.http.get("/v1/completions"), 405, None)
+    error = check(server.http.post("/chat/completions"), 404, None)
+    assert error["message"] == "there is no path /chat/completions here"
+    error = check(server.http.get("/v1/completions"), 405, None)
+    assert error["message"] == "/v1/completions takes no GET"
 
 
 def test_unknown_fields_are_accepted(server):
