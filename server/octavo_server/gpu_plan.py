@@ -101,7 +101,7 @@ def plan_gpu(config: ModelConfig, settings: EngineSettings, size: int = 1) -> Gp
             cache_bytes=max(0, left),
             max_model_len=settings.max_model_len,
             tensor_parallel_size=size,
-            remedy="raise --gpu-memory-utilization or --tensor-parallel-size",
+            remedy="raise --gpu-memory-utilization, or take more or larger GPUs",
         )
     except OutOfMemory as error:
         refusal = str(error)

@@ -100,10 +100,10 @@ class LLM:
 
         `sampling_params` are for all prompts, or a list with those of each. Their `max_tokens` end
         at the context's end, with finish_reason "length". Raises `InvalidRequest` before anything
-        runs.
+        runs, `EngineDead` after `close`.
         """
         if self._closed:
-            raise InvalidRequest("this LLM is closed: nothing can be generated any more")
+            raise EngineDead("this LLM is closed: nothing can be generated any more")
         checked = checked_prompts(prompts)
         each = checked_params(sampling_params, len(checked), self.core.ready.vocab_size)
         generations = [

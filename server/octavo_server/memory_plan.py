@@ -142,7 +142,7 @@ def _refusal(length: int, fits: int, needed_bytes: int, given_bytes: int, more: 
         return f"the KV cache has {given}, too little for {what}; give it {needed} at least: {more}"
     return (
         f"a context of {length} tokens needs a KV cache of {needed} but it has {given}; the "
-        f"longest context that fits is {fits}: pass --max-model-len {fits} (or -1: what fits) or "
+        f"longest context that fits is {fits}: pass --max-model-len {fits} (or -1: what fits), or "
         f"{more}"
     )
 

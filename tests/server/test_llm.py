@@ -9,7 +9,7 @@ import torch
 import transformers
 
 from octavo_server import LLM, SamplingParams
-from octavo_server.errors import InvalidRequest, OutOfMemory
+from octavo_server.errors import EngineDead, InvalidRequest, OutOfMemory
 from octavo_server.llm import Completion
 from tests.server.tiny_models import VOCAB_SIZE, make_tiny
 
@@ -237,5 +237,5 @@ def test_a_conversation_goes_through_the_chat_template(llm: LLM) -> None:
 def test_nothing_after_close(folder: Path) -> None:
     closed = load(folder)
     closed.close()
-    with pytest.raises(InvalidRequest, match="closed"):
+    with pytest.raises(EngineDead, match="closed"):
         ask(closed)

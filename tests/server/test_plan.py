@@ -77,7 +77,7 @@ def test_a_context_that_does_not_fit_names_the_one_that_does() -> None:
     assert plan.cache is None
     assert "the longest context that fits is" in plan.refusal
     # Of flags, only those of this command.
-    assert plan.refusal.endswith("or raise --gpu-memory-utilization or --tensor-parallel-size")
+    assert plan.refusal.endswith("raise --gpu-memory-utilization, or take more or larger GPUs")
     assert "kv-cache-memory" not in plan.refusal
     assert plan_gpu(long, replace(_H100, max_model_len=-1), 2).cache is not None
     assert smallest_that_fits(long, _H100) == 4
