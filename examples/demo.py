@@ -23,6 +23,11 @@ from fetch_demo_model import FetchFailed, demo_model
 ROOT = Path(__file__).resolve().parents[1]
 MANIFEST = Path("examples") / "smollm2.yaml"
 QUESTION = "What is the capital of France?"
+NEXT = """Try next:
+  source .venv/bin/activate
+  octavo up -f examples/smollm2.yaml --volume /models=.cache/models    # the same, until Ctrl-C
+  octavo serve .cache/models/SmolLM2-135M-Instruct.Q4_1.gguf           # docs/serve-a-model.md
+  octavo render -f examples/smollm2.yaml                               # what a cluster would get"""
 READY_TIMEOUT_SECONDS = 150.0
 STOP_TIMEOUT_SECONDS = 30.0
 
@@ -40,7 +45,7 @@ def main() -> None:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
         sys.exit(130)
-    print(f"Done in {time.monotonic() - began:.1f} s.")
+    print(f"Done in {time.monotonic() - began:.1f} s. {NEXT}")
 
 
 def run(models: Path) -> None:

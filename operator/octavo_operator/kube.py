@@ -59,13 +59,22 @@ async def load_configuration() -> Configuration:
                 client_configuration=configuration
             )
         else:
-            files = os.environ.get("KUBECONFIG", str(Path.home() / ".kube" / "config"))
+            files = _config_files()
             await kube_config.load_kube_config(  # type: ignore[no-untyped-call]
                 config_file=files, client_configuration=configuration
             )
     except (kube_config.ConfigException, OSError) as error:
         raise NoCluster(f"cannot find the cluster: {error}") from error
     return configuration
+
+
+def _config_files() -> str:
+    """$KUBECONFIG's files, or the default one; NoCluster if there is none of them."""
+    files = os.environ.get("KUBECONFIG", str(Path.home() / ".kube" / "config"))
+    if not any(Path(file).is_file() for file in files.split(os.pathsep)):
+        hint = "" if "KUBECONFIG" in os.environ else ", and $KUBECONFIG is not set"
+        raise NoCluster(f"cannot find the cluster: there is no file {files}{hint}")
+    return files
 
 
 def path_of(

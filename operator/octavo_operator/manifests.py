@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from octavo_operator.names import KIND
+from octavo_operator.names import GROUP, KIND
 from octavo_operator.spec import InferenceService, InvalidSpec, parse
 
 MAX_DEPTH = 100
@@ -127,10 +127,20 @@ def describe(document: Mapping[str, Any]) -> str:
     return f"{document.get('kind', 'object')} {name if isinstance(name, str) else '?'}"
 
 
+def check_kind(file: str, document: Mapping[str, Any]) -> None:
+    """Raise UnreadableManifest for an object of our group with a kind that it does not have."""
+    version, kind = document.get("apiVersion"), document.get("kind")
+    if isinstance(version, str) and version.startswith(f"{GROUP}/") and kind != KIND:
+        raise UnreadableManifest(
+            f"{file}: {describe(document)}: {version} has no kind {kind!r}; write {KIND}"
+        )
+
+
 def read_services(files: Iterable[str]) -> list[InferenceService]:
     """The InferenceServices in the files; UnreadableManifest for the first mistake."""
     services = []
     for file, document in read_documents(files):
+        check_kind(file, document)
         if document.get("kind") != KIND:
             continue
         try:

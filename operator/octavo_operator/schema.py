@@ -94,7 +94,8 @@ def check(schema: Mapping[str, Any], value: Any, path: str) -> Iterator[Problem]
         if isinstance(value, bool) or not isinstance(value, int | str):
             yield path, f"must be an integer or a string, not {_kind(value)}"
         else:
-            yield from _check_text(schema, str(value), path)
+            for where, problem in _check_text(schema, str(value), path):
+                yield where, f"{problem}; write a quantity such as 256Mi"
         return
     expected = schema["type"]
     wrong_bool = isinstance(value, bool) and expected in ("integer", "number")

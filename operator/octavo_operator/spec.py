@@ -7,6 +7,7 @@ The checks across fields repeat the schema's CEL rules with the same sentences.
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
@@ -16,9 +17,14 @@ from octavo_operator import names, schema
 from octavo_operator.model_uri import HubModel, ModelUri, parse_uri
 from octavo_operator.quantity import parse_quantity
 
+_TOLD = 10  # wrong fields that one message names
+
 
 class InvalidSpec(ValueError):
-    """A user's mistake: `path` is the field ("spec.engine.maxModelLen"), `problem` a sentence."""
+    """A user's mistake: `path` is the field ("spec.engine.maxModelLen"), `problem` a sentence.
+
+    Where the schema refuses several fields, `problem` goes on with the paths of the others.
+    """
 
     def __init__(self, path: str, problem: str) -> None:
         super().__init__(f"{path}: {problem}")
@@ -137,8 +143,10 @@ def parse(manifest: Mapping[str, Any]) -> InferenceService:
     if (manifest.get("apiVersion"), manifest.get("kind")) != (names.API_VERSION, names.KIND):
         raise InvalidSpec("kind", f"is not an {names.KIND} of {names.API_VERSION}")
     manifest = schema.without_nulls(manifest)
-    for path, problem in schema.problems(manifest):
-        raise InvalidSpec(path, problem)
+    if found := list(itertools.islice(schema.problems(manifest), _TOLD)):
+        path, problem = found[0]
+        more = [f"{where}: {what}" for where, what in found[1:]]
+        raise InvalidSpec(path, "; ".join([problem, *more]))
     metadata = manifest["metadata"]
     for key in ("name", "namespace", "uid"):
         if not isinstance(metadata.get(key, ""), str):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -14,6 +15,9 @@ __all__ = ["LLM", "SamplingParams"]
 def __getattr__(name: str) -> object:
     # Lazy: the operator's image imports this package's memory plan and has no torch.
     if name == "LLM":
+        from octavo_server.engine.spinning import short_spins
+
+        os.environ.update(short_spins(os.environ))  # before torch, unless that is there already
         from octavo_server.llm import LLM
 
         return LLM

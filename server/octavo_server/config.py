@@ -6,6 +6,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+BLOCK_SIZES = (16, 32, 64, 128)
+"""Tokens of a page that the command line takes: those of a manifest's blockSize."""
+
 LoadFormat = Literal["auto", "safetensors", "gguf", "dummy"]
 
 

@@ -10,7 +10,13 @@ from dataclasses import dataclass
 from octavo_server.distributed.shard import Shard, shard, sizes_that_work
 from octavo_server.engine.scheduler import COUNT_SLOTS
 from octavo_server.errors import InvalidSettings, OutOfMemory
-from octavo_server.memory_plan import DTYPE_BYTES, CachePlan, plan_blocks, weight_bytes
+from octavo_server.memory_plan import (
+    DTYPE_BYTES,
+    CachePlan,
+    plan_blocks,
+    readable_bytes,
+    weight_bytes,
+)
 from octavo_server.model_config import ModelConfig
 
 # The engine's own, of modules that import torch; a test compares them.
@@ -95,11 +101,16 @@ def plan_gpu(config: ModelConfig, settings: EngineSettings, size: int = 1) -> Gp
             cache_bytes=max(0, left),
             max_model_len=settings.max_model_len,
             tensor_parallel_size=size,
+            remedy="raise --gpu-memory-utilization, or take more or larger GPUs",
         )
     except OutOfMemory as error:
         refusal = str(error)
     if left <= 0:
-        refusal = "the weights and what a step needs take more than that"
+        taken, budget = terms["budget"] - left, terms["budget"]
+        refusal = (
+            f"the weights and what a step needs take {readable_bytes(taken)}, more than the budget "
+            f"of {readable_bytes(budget)}"
+        )
     return GpuPlan(size=size, cache=cache, refusal=refusal, **terms)
 
 

@@ -4,28 +4,37 @@ from __future__ import annotations
 
 import itertools
 import logging
+import os
 import random
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from octavo_server.config import EngineConfig
 from octavo_server.engine.build import build_engine
 from octavo_server.engine.messages import Add, TokenLogprobs, TokenOutput
-from octavo_server.errors import InvalidRequest
+from octavo_server.errors import EngineDead, InvalidRequest
+from octavo_server.llm_arguments import (
+    checked_config,
+    checked_conversations,
+    checked_params,
+    checked_prompts,
+)
 from octavo_server.loading.describe import read_generation_defaults
 from octavo_server.loading.source import resolve_source
 from octavo_server.loading.tokenizer import load_tokenizer
 from octavo_server.sampling_params import MAX_SEED, SamplingParams
 from octavo_server.text.assemble import Assembler
+from octavo_server.text.prompt import encode, render_chat
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 Prompt = str | list[int]
+Given = Prompt | Mapping[str, Any]
+"""A prompt, or vLLM's {"prompt": text} or {"prompt_token_ids": ids}."""
 
 logger = logging.getLogger(__name__)
 
@@ -68,13 +77,14 @@ class LLM:
     """`LLM("path/or/hub-id", max_model_len=2048).generate(["Hello"],
     SamplingParams(max_tokens=8))`.
 
-    Keyword arguments are those of `EngineConfig`. Raises `StartupError`s. Not for several threads.
-    With `tensor_parallel_size` above 1 it is rank 0 itself; `close`, or its process' end, ends the
+    Keyword arguments are the fields of `EngineConfig`, which says their defaults. Raises
+    `StartupError`s, `InvalidSettings` for arguments that are wrong. Not for several threads. With
+    `tensor_parallel_size` above 1 it is rank 0 itself; `close`, or its process' end, ends the
     others.
     """
 
-    def __init__(self, model: str, **settings: Any) -> None:
-        config = EngineConfig(model=model, **settings)
+    def __init__(self, model: str | os.PathLike[str], **settings: Any) -> None:
+        config = checked_config(model, settings)
         source = resolve_source(config, lambda _: None)
         self.tokenizer: PreTrainedTokenizerBase = load_tokenizer(
             source, config.tokenizer, config.trust_remote_code
@@ -82,37 +92,32 @@ class LLM:
         self.core = build_engine(config, lambda _: None)
         self._defaults = read_generation_defaults(source, config.generation_config)
         self._ids = itertools.count()
+        self._closed = False
 
     def close(self) -> None:
         """End the processes of other ranks; nothing can be generated afterwards."""
+        self._closed = True
         self.core.close()
 
     def generate(
         self,
-        prompts: Prompt | Sequence[Prompt],
+        prompts: Given | Sequence[Given],
         sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
     ) -> list[Generation]:
         """Complete every prompt; text or token ids, results in the prompts' order.
 
-        `sampling_params` are for all prompts, or a list with those of each. Raises
-        `InvalidRequest` before anything runs, and `EngineDead` where nothing more can run. What
-        else fails, a step without memory for one, ends its own completions (`Completion.error`).
+        `sampling_params` are for all prompts, or a list with those of each. Their `max_tokens` end
+        at the context's end, with finish_reason "length". Raises `InvalidRequest` before anything
+        runs, and `EngineDead` after `close` or where nothing more can run. What else fails, a step
+        without memory for one, ends its own completions (`Completion.error`).
         """
-        if isinstance(prompts, str) or (prompts and isinstance(prompts[0], int)):
-            prompts = [cast(Prompt, prompts)]
-        if isinstance(sampling_params, Sequence):
-            each = list(sampling_params)
-        else:
-            each = [sampling_params or SamplingParams()] * len(prompts)
-        if len(each) != len(prompts):
-            raise InvalidRequest(
-                f"{len(prompts)} prompts but {len(each)} sampling_params", "sampling_params"
-            )
-        for params in {id(params): params for params in each}.values():
-            params.validate(vocab_size=self.core.ready.vocab_size)
+        if self._closed:
+            raise EngineDead("this LLM is closed: nothing can be generated any more")
+        checked = checked_prompts(prompts)
+        each = checked_params(sampling_params, len(checked), self.core.ready.vocab_size)
         generations = [
-            self._prepare(prompt, params)
-            for prompt, params in zip(cast(Sequence[Prompt], prompts), each, strict=True)
+            self._prepare(prompt, params, f"prompt {index} of {len(checked)}")
+            for index, (prompt, params) in enumerate(zip(checked, each, strict=True))
         ]
         live: _Live = {}
         coming = (
@@ -128,6 +133,40 @@ class LLM:
         finally:
             self.core.abort(list(live))
         _log_failures(generations)
+        return generations
+
+    def chat(
+        self,
+        messages: Sequence[Mapping[str, Any]] | Sequence[Sequence[Mapping[str, Any]]],
+        sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
+        *,
+        chat_template: str | None = None,
+        add_generation_prompt: bool = True,
+        continue_final_message: bool = False,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
+    ) -> list[Generation]:
+        """`generate` for conversations: one list of messages, or several; a `Generation` each.
+
+        `chat_template` is the text of a template, None the model's own. Raises `InvalidRequest`.
+        """
+        if add_generation_prompt and continue_final_message:
+            raise InvalidRequest("continue_final_message needs add_generation_prompt=False")
+        texts = [
+            render_chat(
+                self.tokenizer,
+                conversation,
+                chat_template=chat_template,
+                add_generation_prompt=add_generation_prompt,
+                continue_final_message=continue_final_message,
+                template_arguments=chat_template_kwargs,
+            )
+            for conversation in checked_conversations(messages)
+        ]
+        # The template wrote the special tokens.
+        prompts = [encode(self.tokenizer, text, add_special_tokens=False) for text in texts]
+        generations = self.generate(prompts, sampling_params)
+        for generation, text in zip(generations, texts, strict=True):
+            generation.prompt = text
         return generations
 
     def _take_some(
@@ -154,7 +193,7 @@ class LLM:
                 break
         return tokens > 0
 
-    def _prepare(self, prompt: Prompt, params: SamplingParams) -> Generation:
+    def _prepare(self, prompt: Prompt, params: SamplingParams, name: str) -> Generation:
         if isinstance(prompt, str):
             text, token_ids = prompt, self.tokenizer.encode(prompt)
         else:
@@ -162,11 +201,15 @@ class LLM:
         limit = self.core.ready.max_model_len
         if not 0 < len(token_ids) < limit:
             raise InvalidRequest(
-                f"the prompt has {len(token_ids)} tokens; between 1 and {limit - 1} fit", "prompt"
+                f"{name} (counted from 0) has {len(token_ids)} tokens; between 1 and {limit - 1} "
+                "fit",
+                "prompt",
             )
         vocab_size = self.core.ready.vocab_size
         if min(token_ids) < 0 or max(token_ids) >= vocab_size:
-            raise InvalidRequest(f"the prompt holds ids outside 0 to {vocab_size - 1}", "prompt")
+            raise InvalidRequest(
+                f"{name} (counted from 0) holds ids outside 0 to {vocab_size - 1}", "prompt"
+            )
         completions = [
             Completion(index, logprobs=None if params.logprobs is None else [])
             for index in range(params.n)

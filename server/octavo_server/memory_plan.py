@@ -97,11 +97,13 @@ def plan_blocks(
     max_model_len: int | None,
     tensor_parallel_size: int = 1,
     num_blocks: int | None = None,
+    remedy: str | None = None,
 ) -> CachePlan:
     """Cut `cache_bytes` (of one rank) into blocks and settle the context length.
 
     `max_model_len` None is the model's own, -1 the longest that fits; `num_blocks`, if given, wins
-    over `cache_bytes`. Raises OutOfMemory naming the length that would fit, InvalidSettings for
+    over `cache_bytes`. `remedy` says how to get a larger cache where no flag states its size.
+    Raises OutOfMemory naming the length that would fit, InvalidSettings for
     lengths the model cannot do.
     """
     wanted = config.max_position if max_model_len is None else max_model_len
@@ -120,7 +122,7 @@ def plan_blocks(
     length = fits if wanted == -1 else wanted
     if fits < SHORTEST_CONTEXT or length > fits:
         needed = blocks_for(max(SHORTEST_CONTEXT, length), block_size)
-        more = f"--kv-cache-memory-bytes {needed * block_bytes}"
+        more = remedy or f"--kv-cache-memory-bytes {needed * block_bytes}"
         if num_blocks is not None:
             more = f"--num-gpu-blocks-override {needed}"
         given = max(0, blocks) * block_bytes
@@ -140,7 +142,7 @@ def _refusal(length: int, fits: int, needed_bytes: int, given_bytes: int, more: 
         return f"the KV cache has {given}, too little for {what}; give it {needed} at least: {more}"
     return (
         f"a context of {length} tokens needs a KV cache of {needed} but it has {given}; the "
-        f"longest context that fits is {fits}: pass --max-model-len {fits} (or -1: what fits) or "
+        f"longest context that fits is {fits}: pass --max-model-len {fits} (or -1: what fits), or "
         f"{more}"
     )
 

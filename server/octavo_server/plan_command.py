@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from octavo_server.api.sizes import Size
-from octavo_server.config import EngineConfig
+from octavo_server.config import BLOCK_SIZES, EngineConfig
 from octavo_server.errors import CorruptModel
 from octavo_server.gpu_plan import EngineSettings, GpuPlan, plan_gpu, smallest_that_fits
 from octavo_server.memory_plan import readable_bytes, weight_count
@@ -39,7 +39,7 @@ _NOT_COUNTED = (".rotary_emb.inv_freq", ".attn.bias", ".attn.masked_bias")
 )
 @click.option("--max-model-len", type=int, help="Default: the model's own; -1: what fits.")
 @click.option("--max-num-seqs", type=click.IntRange(1), default=512, show_default=True)
-@click.option("--block-size", type=click.IntRange(1), default=16, show_default=True)
+@click.option("--block-size", type=click.Choice(BLOCK_SIZES), default=16, show_default=True)
 @click.option(
     "--dtype", type=click.Choice(["auto", "float32", "bfloat16", "float16"]), default="auto"
 )

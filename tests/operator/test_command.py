@@ -44,6 +44,17 @@ def test_render_reads_folders_and_standard_input() -> None:
             "spec: {model: {uri: 'hf://a/b'}, engine: {maxModelLn: 3}}",
             "InferenceService a: spec.engine.maxModelLn: unknown field",
         ),
+        (
+            "kind: InferenceServce\napiVersion: octavo.dev/v1alpha1\nmetadata: {name: a}\n",
+            "octavo.dev/v1alpha1 has no kind 'InferenceServce'; write InferenceService",
+        ),
+        (
+            "kind: InferenceService\napiVersion: octavo.dev/v1alpha1\nmetadata: {name: a}\n"
+            "spec: {model: {}, engine: {kvCacheMemory: foo, blockSize: 17}}",
+            "spec.model.uri: is required; spec.engine.kvCacheMemory: 'foo' does not match "
+            "^[0-9]+(\\.[0-9]+)?(k|M|G|T|Ki|Mi|Gi|Ti)?$; write a quantity such as 256Mi; "
+            "spec.engine.blockSize: 17 is not one of 16, 32, 64, 128\n",
+        ),
         ("a: [", "is not YAML"),
         ("just text", "holds a str"),
         ("kind: Pod", "no InferenceService"),
@@ -69,7 +80,9 @@ def test_operator_without_a_cluster(monkeypatch: pytest.MonkeyPatch, tmp_path: P
     monkeypatch.delenv("KUBERNETES_SERVICE_HOST", raising=False)
     result = CliRunner().invoke(operator_command, ["--liveness-port", "0"])
     assert result.exit_code == 1
-    assert "cannot find the cluster" in result.output
+    assert result.output == (
+        f"Error: cannot find the cluster: there is no file {tmp_path / 'none'}\n"
+    )
 
 
 @pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.stem)

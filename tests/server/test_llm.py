@@ -9,7 +9,7 @@ import torch
 import transformers
 
 from octavo_server import LLM, SamplingParams
-from octavo_server.errors import InvalidRequest, OutOfMemory
+from octavo_server.errors import EngineDead, InvalidRequest, OutOfMemory
 from octavo_server.llm import Completion
 from tests.server.tiny_models import VOCAB_SIZE, make_tiny
 
@@ -207,3 +207,35 @@ def test_a_context_that_does_not_fit_names_the_one_that_does(folder: Path) -> No
 def test_a_cache_that_the_machine_cannot_give_is_one_sentence(folder: Path) -> None:
     with pytest.raises(OutOfMemory, match="could not give the KV cache"):
         load(folder, kv_cache_memory_bytes=100 << 40)
+
+
+def test_a_prompt_that_does_not_fit_is_named(llm: LLM) -> None:
+    with pytest.raises(InvalidRequest, match=r"^prompt 1 of 2 .* has 128 tokens; between 1 and"):
+        llm.generate([PROMPT, [5] * 128])
+    with pytest.raises(InvalidRequest, match=r"^prompt 0 of 1 .* holds ids outside 0 to"):
+        llm.generate({"prompt_token_ids": [VOCAB_SIZE]})
+
+
+def test_a_conversation_goes_through_the_chat_template(llm: LLM) -> None:
+    template = "{% for m in messages %}{{ m.role }} {{ m.content }} {% endfor %}{{ word }}"
+    messages = [{"role": "user", "content": "t5 t9"}]
+    params = SamplingParams(max_tokens=4, temperature=0.0, ignore_eos=True)
+    asked = {"chat_template": template, "chat_template_kwargs": {"word": "t17"}}
+    (one,) = llm.chat(messages, params, **asked)  # type: ignore[arg-type]
+    assert one.prompt == "user t5 t9 t17"
+    assert one.prompt_token_ids == llm.tokenizer.encode(one.prompt, add_special_tokens=False)
+    assert (
+        one.outputs[0].token_ids
+        == ask(llm, one.prompt_token_ids, temperature=0.0, max_tokens=4).token_ids
+    )
+    assert len(llm.chat([messages, messages], params, chat_template=template)) == 2
+    refusing = "{{ raise_exception('only tools here') }}"
+    with pytest.raises(InvalidRequest, match="only tools here"):
+        llm.chat(messages, params, chat_template=refusing)
+
+
+def test_nothing_after_close(folder: Path) -> None:
+    closed = load(folder)
+    closed.close()
+    with pytest.raises(EngineDead, match="closed"):
+        ask(closed)

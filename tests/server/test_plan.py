@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -62,7 +63,7 @@ def test_a_model_too_large_for_one_gpu_fits_two() -> None:
     alone, pair = plan_gpu(_LLAMA_70B, _H100), plan_gpu(_LLAMA_70B, _H100, 2)
     assert alone.cache is None
     assert alone.left < 0
-    assert "take more" in alone.refusal
+    assert re.search(r"take \d+\.\d\d GiB, more than the budget of \d+\.\d\d GiB$", alone.refusal)
     assert pair.cache is not None
     assert pair.weights == pytest.approx(alone.weights / 2, rel=0.001)
     assert pair.left - pair.cache.cache_bytes < pair.cache.bytes_per_block
@@ -75,6 +76,9 @@ def test_a_context_that_does_not_fit_names_the_one_that_does() -> None:
     plan = plan_gpu(long, _H100, 2)
     assert plan.cache is None
     assert "the longest context that fits is" in plan.refusal
+    # Of flags, only those of this command.
+    assert plan.refusal.endswith("raise --gpu-memory-utilization, or take more or larger GPUs")
+    assert "kv-cache-memory" not in plan.refusal
     assert plan_gpu(long, replace(_H100, max_model_len=-1), 2).cache is not None
     assert smallest_that_fits(long, _H100) == 4
 

@@ -12,6 +12,8 @@ from pathlib import Path
 from octavo_operator.local.sandbox import Manifest
 
 UNTYPED = "Error"
+MISSING = "CreateContainerConfigError"
+UNMOUNTED = "FailedMount"
 LOG_NAME = re.compile(r"(0|[1-9][0-9]{0,8})\.log")
 
 
@@ -25,16 +27,29 @@ class Failure:
 
 
 def explain_failure(status: Manifest) -> Failure | None:
-    """The run that failed last, None if none did."""
+    """The run that failed last, or what a container waits for in vain; None if nothing is wrong.
+
+    `octavo up` has all objects from the start: one that is missing now will not come.
+    """
     if status.get("reason"):
         return Failure("", str(status["reason"]), str(status.get("message", "")))
     every = [*status.get("initContainerStatuses", ()), *status["containerStatuses"]]
     for container in every:
+        waiting = container["state"].get("waiting") or {}
+        if waiting.get("reason") == MISSING:
+            return Failure("", MISSING, with_remedy(str(waiting.get("message", ""))))
         for state in (container["state"], container["lastState"]):
             ended = state.get("terminated")
             if ended and ended["exitCode"]:
                 return Failure(str(ended.get("containerID", "")), *read_message(ended))
     return None
+
+
+def with_remedy(sentence: str) -> str:
+    """A kubelet's sentence about a missing object, with what to do about it here."""
+    found = re.search(r'\b(secret|configmap) "[^"]*" not found$', sentence)
+    kind = {"secret": "Secret", "configmap": "ConfigMap"}
+    return f"{sentence}; add the {kind[found[1]]} to a file given with -f" if found else sentence
 
 
 def read_message(ended: Manifest) -> tuple[str, str]:

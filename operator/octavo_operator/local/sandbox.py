@@ -116,6 +116,10 @@ class LocalSandbox(Sandbox):
                     return None if folder == mount["mountPath"] else Path(folder)
         return None
 
+    def here(self, path: str) -> str:
+        """A path of the image on this machine: moved where a folder of `volumes` stands for it."""
+        return rewrite_path(path, self._volumes)
+
     def wrap(
         self,
         pod: Manifest,

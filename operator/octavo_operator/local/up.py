@@ -15,7 +15,15 @@ from pathlib import Path
 
 import click
 
-from octavo_operator.local.console import UNTYPED, Console, Failure, LogFollower, explain_failure
+from octavo_operator.local.console import (
+    UNMOUNTED,
+    UNTYPED,
+    Console,
+    Failure,
+    LogFollower,
+    explain_failure,
+    with_remedy,
+)
 from octavo_operator.local.pod import PodRunner
 from octavo_operator.local.resolver import Objects
 from octavo_operator.local.sandbox import LocalSandbox, Manifest
@@ -23,6 +31,7 @@ from octavo_operator.local.supported import unapplied_fields
 from octavo_operator.local.workloads import (
     Workloads,
     base_path,
+    image_model,
     missing_volumes,
     plan,
     serving_port,
@@ -135,6 +144,11 @@ class Up:
 
     def _on_event(self, name: str, _kind: str, reason: str, message: str) -> None:
         self._console.event(name, reason, message)
+        if reason == UNMOUNTED:
+            failure = Failure("", reason, with_remedy(message))
+            if self._told.get(name) != failure and not self._stops:
+                self._told[name] = failure
+                self._tell_failure(name, failure)
 
     def _tell_failure(self, name: str, failure: Failure) -> None:
         self._print(f"error: {name}: {failure.reason}: {failure.sentence}", err=True)
@@ -273,6 +287,13 @@ def command(
             name = pod["metadata"]["name"]
             message = f"{name}: say which folder stands for {path}: --volume {path}=DIR"
             raise click.ClickException(message)
+        model = image_model(pod, sandbox)
+        if model is not None and not model.exists():
+            folder = model.parent
+            raise click.ClickException(
+                f"{pod['metadata']['name']}: there is no {model} on this machine; say which folder "
+                f"stands for {folder}: --volume {folder}=DIR"
+            )
     if workloads.ignored:
         click.echo(f"note: left aside: {', '.join(workloads.ignored)}")
     unapplied = sorted({field for pod in workloads.pods for field in unapplied_fields(pod)})

@@ -6,13 +6,14 @@ import base64
 import copy
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from octavo_operator import names
-from octavo_operator.local.sandbox import Manifest, Sandbox
+from octavo_operator.local.sandbox import LocalSandbox, Manifest, Sandbox
 from octavo_operator.local.shape import problems
 from octavo_operator.local.volumes import MADE_HERE
-from octavo_operator.manifests import UnreadableManifest, describe
+from octavo_operator.manifests import UnreadableManifest, check_kind, describe
 from octavo_operator.render import render
 from octavo_operator.spec import InvalidSpec, parse
 
@@ -37,6 +38,7 @@ def plan(documents: Iterable[tuple[str, Mapping[str, Any]]], replicas: int | Non
     result = Workloads()
     owners: dict[str, str] = {}
     for file, document in documents:
+        check_kind(file, document)
         where = f"{file}: {describe(document)}"
         rendered = document.get("kind") == names.KIND
         try:
@@ -115,6 +117,20 @@ def missing_volumes(pod: Manifest, sandbox: Sandbox) -> list[str]:
     containers = [*(spec.get("initContainers") or ()), *spec["containers"]]
     mounts = [mount for each in containers for mount in each.get("volumeMounts") or ()]
     return sorted({mount["mountPath"] for mount in mounts if mount["name"] in missing})
+
+
+def image_model(pod: Manifest, sandbox: LocalSandbox) -> Path | None:
+    """The path that `octavo serve` is told, if in a cluster the image would hold it: no folder of
+    `sandbox` stands for it, no volume is mounted there.
+    """
+    for container in pod["spec"]["containers"]:
+        match [*(container.get("command") or ()), *(container.get("args") or ())]:
+            case ["octavo", "serve", str(model), *_] if model.startswith("/"):
+                mounts = [mount["mountPath"] for mount in container.get("volumeMounts") or ()]
+                mounted = any(Path(model).is_relative_to(mount) for mount in mounts)
+                if not mounted and sandbox.here(model) == model:
+                    return Path(model)
+    return None
 
 
 def base_path(pod: Manifest) -> str:

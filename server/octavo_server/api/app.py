@@ -29,6 +29,8 @@ from octavo_server.cli import version
 from octavo_server.errors import InvalidRequest, OctavoError
 
 logger = logging.getLogger(__name__)
+
+_PATH_CHARACTERS = 200  # of an unknown path in its answer
 Handler = Callable[[Service, Request], Awaitable[Response]]
 
 
@@ -200,6 +202,10 @@ def _add_operations(app: FastAPI, service: Service) -> None:
 
 async def _on_http_error(request: Request, error: Exception) -> Response:
     """Unknown paths and methods."""
+    if isinstance(error, HTTPException) and error.status_code in (404, 405):
+        path = request.url.path[:_PATH_CHARACTERS]
+        what = {404: f"there is no path {path} here", 405: f"{path} takes no {request.method}"}
+        error = HTTPException(error.status_code, what[error.status_code], error.headers)
     return error_response(error)
 
 

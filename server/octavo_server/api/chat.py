@@ -22,8 +22,6 @@ from octavo_server.sampling_params import SamplingParams
 from octavo_server.text.assemble import Delta
 from octavo_server.text.prompt import render_chat
 
-_REFUSED_FIELDS = ("tools", "functions", "chat_template", "documents", "audio", "use_beam_search")
-
 
 async def create_chat_completion(service: Service, request: Request) -> Response:
     """Answer one request; whatever is wrong with it is raised."""
@@ -46,11 +44,12 @@ async def create_chat_completion(service: Service, request: Request) -> Response
     group = await service.requests.submit(
         model.tokenizer,
         [token_ids],
-        [service.fit(params, len(token_ids))],
+        [service.fit(params, len(token_ids), body.limit)],
         request_id=request_id,
         arrival=arrival,
         streaming=bool(body.stream),
     )
+    service.log_ignored(body)
     watcher = watch_disconnect(request, lambda: service.requests.cancel(group))
     echo = body.messages[-1].content if body.echo else ""
     writer = ChatWriter(body, model, request_id, name, echo=echo if isinstance(echo, str) else "")
@@ -110,7 +109,7 @@ async def encode_messages(
 
 
 def _params(service: Service, body: ChatCompletionRequest) -> SamplingParams:
-    body.refuse_unsupported(_REFUSED_FIELDS)
+    body.refuse_unsupported()
     if body.top_logprobs is not None and not body.logprobs:
         raise InvalidRequest("top_logprobs needs logprobs=true", "top_logprobs")
     limit = service.max_logprobs

@@ -26,7 +26,6 @@ from octavo_server.text.assemble import Delta
 DEFAULT_MAX_TOKENS = 16  # OpenAI's, for completions only
 _PROMPT_UNITS = 100  # what a prompt costs by itself, in the time of a character
 _PAUSE_UNITS = 16_384  # about 5 ms of work, after which others have their turn
-_REFUSED_FIELDS = ("best_of", "suffix", "use_beam_search")
 
 
 @dataclass(slots=True)
@@ -50,15 +49,17 @@ async def create_completion(service: Service, request: Request) -> Response:
     )
     tokens = sum(len(prompt.token_ids) for prompt in prompts)
     check_multiplied(tokens, params.n, model.max_model_len)
+    limit = None if body.max_tokens is None else "max_tokens"
     request_id = new_id("cmpl")
     group = await service.requests.submit(
         model.tokenizer,
         [prompt.token_ids for prompt in prompts],
-        [service.fit(params, len(prompt.token_ids)) for prompt in prompts],
+        [service.fit(params, len(prompt.token_ids), limit) for prompt in prompts],
         request_id=request_id,
         arrival=arrival,
         streaming=bool(body.stream),
     )
+    service.log_ignored(body)
     watcher = watch_disconnect(request, lambda: service.requests.cancel(group))
     writer = CompletionWriter(body, model, prompts, request_id, name, drops_token=drops_token)
     writer.choices = group.choices
@@ -75,7 +76,7 @@ async def create_completion(service: Service, request: Request) -> Response:
 
 def _params(service: Service, body: CompletionRequest) -> tuple[SamplingParams, bool]:
     """Validated parameters, and whether the one token that the engine makes is dropped."""
-    body.refuse_unsupported(_REFUSED_FIELDS)
+    body.refuse_unsupported()
     max_tokens = DEFAULT_MAX_TOKENS if body.max_tokens is None else body.max_tokens
     drops_token = bool(body.echo) and max_tokens == 0
     wanted = body.prompt_logprobs

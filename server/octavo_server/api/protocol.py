@@ -18,6 +18,24 @@ from octavo_server.sampling_params import SamplingParams
 MAX_STOP_CHARACTERS = 1024  # of one stop string; what it may become is searched with each token
 
 
+_OFF: tuple[object, ...] = (False, [], {}, "", 0)
+_REFUSED: dict[str, tuple[object, ...]] = {
+    # Answers of a form that nothing here enforces: {} asks for one, too.
+    **dict.fromkeys(
+        ("guided_json", "guided_regex", "guided_choice", "guided_grammar", "structured_outputs"), ()
+    ),
+    **dict.fromkeys(("structural_tag", "guided_whitespace_pattern", "prompt_embeds"), ()),
+    "response_format": ({"type": "text"}, {}),
+    # Other choices among tokens.
+    **dict.fromkeys(("bad_words", "allowed_token_ids", "logits_processors"), _OFF),
+    **dict.fromkeys(("use_beam_search", "truncate_prompt_tokens", "thinking_token_budget"), _OFF),
+    "best_of": (*_OFF, 1),
+    # Other prompts and other answers.
+    **dict.fromkeys(("suffix", "tools", "functions", "chat_template", "documents", "audio"), _OFF),
+}
+"""Fields that would change the answer if they worked, each with the values that ask for nothing."""
+
+
 class StreamOptions(BaseModel):
     """`include_usage` adds a chunk with the usage, `continuous_usage_stats` puts it in each."""
 
@@ -64,17 +82,22 @@ class GenerationRequest(BaseModel):
         options = self.stream_options
         return bool(options and options.include_usage and options.continuous_usage_stats)
 
-    def refuse_unsupported(self, names: tuple[str, ...]) -> None:
-        """Raise for the first of these extra fields that asks for something."""
-        for name in names:
-            value = (self.model_extra or {}).get(name)
-            if value not in (None, False, [], {}, "", 0):
-                raise InvalidRequest(f"{name} is not supported by this server", name)
-        response_format = (self.model_extra or {}).get("response_format")
-        if response_format and response_format != {"type": "text"}:
-            raise InvalidRequest(
-                "response_format: only the type 'text' is supported", "response_format"
-            )
+    @property
+    def ignored(self) -> list[str]:
+        """Fields without effect on the answer: unknown, or at best about how it is made."""
+        return [name for name in self.model_extra or () if name not in _REFUSED]
+
+    def refuse_unsupported(self) -> None:
+        """Raise for the first field that asks for an answer which this server cannot give."""
+        for name, value in (self.model_extra or {}).items():
+            neutral: tuple[object, ...] | None = _REFUSED.get(name)
+            if neutral is not None and value is not None and value not in neutral:
+                raise InvalidRequest(
+                    "response_format: only the type 'text' is supported"
+                    if name == "response_format"
+                    else f"{name} is not supported by this server",
+                    name,
+                )
         if self.stream_options is not None and not self.stream:
             raise InvalidRequest("stream_options needs stream=true", "stream_options")
 
@@ -141,6 +164,14 @@ class ChatCompletionRequest(GenerationRequest):
     add_generation_prompt: bool = True
     continue_final_message: bool = False
     chat_template_kwargs: dict[str, Any] | None = None
+
+    @property
+    def limit(self) -> str | None:
+        """The field that limits the answer; None: none was given."""
+        for name in ("max_completion_tokens", "max_tokens"):
+            if getattr(self, name) is not None:
+                return name
+        return None
 
 
 class TokenizeRequest(BaseModel):

@@ -10,7 +10,6 @@ import socket
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -27,6 +26,7 @@ from octavo_server.api.termination import write_termination
 from octavo_server.config import EngineConfig
 from octavo_server.engine.messages import Failed, ToEngine
 from octavo_server.errors import StartupError
+from octavo_server.log_lines import stamped
 
 if TYPE_CHECKING:
     from octavo_server.engine.client import EngineClient
@@ -42,6 +42,7 @@ _HURRY_SECONDS = 0.5  # to write what can be written at once, after a second sig
 # New objects before the young are looked at: what 500 requests at once need does not reach it ten
 # times (a full collection), and what cycles of theirs may wait stays under some MB.
 _COLLECT_AFTER = 20_000
+_CUT = 130  # the exit code after a second signal that cut answers, as shells have it of Ctrl-C
 _STOP_SECONDS = 5  # for the engine to leave by itself
 
 
@@ -96,10 +97,10 @@ class Run:
         self._config = config
         self._settings = settings
         self._listener = listener
-        self._started = time.monotonic()
         self._engine: EngineClient | None = None
         self._loaded = False
         self._signals = 0
+        self._cut = False
         self._stop = asyncio.Event()
         self._failed: asyncio.Future[Failed] = asyncio.get_running_loop().create_future()
         self._service = Service(
@@ -155,8 +156,7 @@ class Run:
 
     def progress(self, text: str) -> None:
         """One line for people."""
-        elapsed = time.monotonic() - self._started
-        print(f"[{elapsed:6.1f} s] {text}", file=sys.stderr, flush=True)
+        print(stamped(text), file=sys.stderr, flush=True)
 
     async def _load(self) -> None:
         try:
@@ -224,6 +224,7 @@ class Run:
             self._service.lifecycle.drain()
             self._stop.set()
         else:
+            self._cut = self._cut or self._service.lifecycle.active > 0
             self._end_all()
             self._hurry.set()
 
@@ -231,9 +232,14 @@ class Run:
         """Until nothing runs, the time is over, a second signal came, or the engine failed."""
         lifecycle = self._service.lifecycle
         lifecycle.drain()
-        if lifecycle.active:
-            self.progress(f"shutting down: {lifecycle.active} requests are still being answered")
         seconds = self._settings.shutdown_timeout_seconds
+        if lifecycle.active:
+            self.progress(
+                f"shutting down: {lifecycle.active} requests have {seconds:g} s to be answered; a "
+                "second signal cuts them"
+            )
+        else:
+            self.progress("shutting down")
         self._flush_seconds = min(_FLUSH_SECONDS, seconds * _FLUSH_PART)
         idle = asyncio.create_task(lifecycle.idle.wait(), name="idle")
         hurry = asyncio.create_task(self._hurry.wait(), name="hurry")
@@ -252,7 +258,7 @@ class Run:
 
     def _exit_code(self) -> int:
         if not self._failed.done():
-            return 0
+            return _CUT if self._cut else 0
         failed = self._failed.result()
         write_termination(failed.reason, failed.message)
         print(f"error: {failed.message}", file=sys.stderr, flush=True)

@@ -9,20 +9,21 @@ import os
 import re
 import socket
 import subprocess
-import sys
 from typing import Any
 
 import click
 
+from octavo_server import log_lines
 from octavo_server.api.chat_template import read_chat_template
 from octavo_server.api.settings import MIB, ServeSettings
 from octavo_server.api.signals import EarlySignals
 from octavo_server.api.sizes import Size
 from octavo_server.api.termination import write_termination
 from octavo_server.api.without_torch import hide_torch
-from octavo_server.config import EngineConfig
+from octavo_server.config import BLOCK_SIZES, EngineConfig
 from octavo_server.engine.early import spawn
 from octavo_server.errors import InvalidSettings, StartupError
+from octavo_server.llm_arguments import check_ranges
 
 _BACKLOG = 2048  # connections that wait while the loop is busy
 
@@ -61,7 +62,7 @@ class ServeCommand(click.Command):
 @click.option("--max-model-len", type=int, help="Context length; -1: the longest that fits.")
 @click.option("--max-num-seqs", type=click.IntRange(1), default=512, show_default=True)
 @click.option("--max-num-batched-tokens", type=click.IntRange(1), help="Tokens of one step.")
-@click.option("--block-size", type=click.IntRange(1), default=16, show_default=True)
+@click.option("--block-size", type=click.Choice(BLOCK_SIZES), default=16, show_default=True)
 @click.option("--gpu-memory-utilization", type=float, default=0.9, show_default=True)
 @click.option("--kv-cache-memory-bytes", type=Size(), help="For example 1GiB.")
 @click.option("--num-gpu-blocks-override", type=click.IntRange(2))
@@ -156,9 +157,7 @@ def _serve(
 ) -> int:
     hide_torch()
     gc.disable()  # until the model is loaded: there is only start-up to walk through
-    logging.basicConfig(
-        level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(message)s"
-    )
+    log_lines.install()
     for name in ("httpx", "httpcore", "huggingface_hub"):  # their every request is no news
         logging.getLogger(name).setLevel(logging.WARNING)
 
@@ -174,14 +173,10 @@ def _serve(
 
 def engine_config(model: str, flags: dict[str, Any]) -> EngineConfig:
     """The engine's part of the flags. Raises `InvalidSettings` for values outside their range."""
-    utilization = flags["gpu_memory_utilization"]
-    if not 0.05 <= utilization <= 0.98:
-        raise InvalidSettings(f"--gpu-memory-utilization must be 0.05 to 0.98, not {utilization}")
-    length = flags["max_model_len"]
-    if length is not None and length != -1 and length < 2:
-        raise InvalidSettings(f"--max-model-len must be -1 or at least 2, not {length}")
     names = EngineConfig.__dataclass_fields__.keys() & flags.keys()
-    return EngineConfig(model=model, **{name: flags[name] for name in names})
+    config = EngineConfig(model=model, **{name: flags[name] for name in names})
+    check_ranges(config)
+    return config
 
 
 def serve_settings(model: str, flags: dict[str, Any]) -> ServeSettings:

@@ -18,7 +18,7 @@ from octavo_server.api.errors import BodyTooLarge, ClientGone, Unavailable, Unkn
 from octavo_server.api.lifecycle import Lifecycle
 from octavo_server.api.limits import check_lengths, check_raw
 from octavo_server.api.metrics import Metrics
-from octavo_server.api.protocol import too_long
+from octavo_server.api.protocol import GenerationRequest, too_long
 from octavo_server.api.requests import LiveRequests
 from octavo_server.api.settings import ServeSettings
 from octavo_server.engine.messages import (
@@ -183,9 +183,7 @@ class Service:
         check_lengths(fields, self.model.max_model_len)
         if defaults:
             fields = apply_defaults(fields, self.model.defaults)
-        body = kind.model_validate(fields)
-        self._log_unknown(body)
-        return body
+        return kind.model_validate(fields)
 
     def check_model_name(self, name: str | None) -> str:
         """The name to answer with. None and every served name are right; else `UnknownModel`."""
@@ -221,19 +219,34 @@ class Service:
                 param,
             )
 
-    def fit(self, params: SamplingParams, prompt_tokens: int) -> SamplingParams:
-        """A copy of valid parameters whose token limits fit behind this prompt."""
-        room = self.model.max_model_len - prompt_tokens
-        limit = room if params.max_tokens is None else min(params.max_tokens, room)
+    def fit(self, params: SamplingParams, prompt_tokens: int, limit: str | None) -> SamplingParams:
+        """A copy of valid parameters whose token limits fit behind this prompt.
+
+        `limit` names the field in which the client gave max_tokens: one that does not fit is
+        refused, as vLLM does, while a default (None) is lowered.
+        """
+        longest = self.model.max_model_len
+        room = longest - prompt_tokens
+        wanted = params.max_tokens
+        if wanted is not None and wanted > room and limit is not None:
+            raise InvalidRequest(
+                f"this model's maximum context length is {longest} tokens; the prompt has"
+                f" {prompt_tokens} and {limit} is {wanted}, {prompt_tokens + wanted} together:"
+                f" lower {limit} to {room}, or leave it out",
+                limit,
+                "context_length_exceeded",
+            )
+        most = room if wanted is None else min(wanted, room)
         return msgspec.structs.replace(
-            params, max_tokens=limit, min_tokens=min(params.min_tokens, limit)
+            params, max_tokens=most, min_tokens=min(params.min_tokens, most)
         )
 
-    def _log_unknown(self, body: BaseModel) -> None:
+    def log_ignored(self, body: GenerationRequest) -> None:
+        """Name, once, the fields of an accepted request that had no effect."""
         # NOTE: bounded in number and length, and quoted, as clients choose the names.
         if not body.model_extra or len(self._unknown_fields) >= _MAX_UNKNOWN_FIELDS:
             return
-        names = (ascii(name[:_UNKNOWN_CHARACTERS]) for name in body.model_extra)
+        names = (ascii(name[:_UNKNOWN_CHARACTERS]) for name in body.ignored)
         new = dict.fromkeys(name for name in names if name not in self._unknown_fields)
         if new:
             shown = list(new)[:_UNKNOWN_FIELDS_LOGGED]

@@ -18,6 +18,7 @@ from contextlib import suppress
 
 import msgspec
 
+from octavo_server import log_lines
 from octavo_server.distributed.orders import (
     Capture,
     Leave,
@@ -51,7 +52,7 @@ def main() -> int:
         os.set_inheritable(descriptor, False)  # compilers that this process starts
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # rank 0 decides
     name = f"rank {settings.rank} of {settings.size}"
-    logging.basicConfig(level=logging.INFO, format=f"%(asctime)s {name} %(levelname)s %(message)s")
+    log_lines.install(name)
     try:
         _obey(settings)
         return 0

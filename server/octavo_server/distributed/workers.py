@@ -33,6 +33,7 @@ from octavo_server.distributed.orders import (
 )
 from octavo_server.distributed.ring import Writer, make_ring
 from octavo_server.engine.ending import how_it_ended
+from octavo_server.engine.spinning import short_spins
 from octavo_server.errors import EngineDead, InvalidSettings, StartupError
 
 STEP_SECONDS = {"cuda": 60.0, "cpu": 600.0}
@@ -84,7 +85,8 @@ class Workers:
         report, end = os.pipe()
         self._reports.append(report)
         self._report_ends.append(end)
-        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
+        environment = {**os.environ, **short_spins(os.environ)}
+        environment["PYTHONPATH"] = os.pathsep.join(p for p in sys.path if p)
         return subprocess.Popen(
             [sys.executable, "-m", MODULE],
             stdin=subprocess.PIPE,

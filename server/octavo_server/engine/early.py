@@ -19,6 +19,8 @@ import termios
 import threading
 from contextlib import suppress
 
+from octavo_server.engine.spinning import short_spins
+
 MODULE = "octavo_server.engine.early"
 
 
@@ -27,6 +29,7 @@ def spawn(module: str = MODULE) -> subprocess.Popen[bytes]:
     return subprocess.Popen(
         [sys.executable, "-m", module],
         stdin=subprocess.PIPE,
+        env={**os.environ, **short_spins(os.environ)},
         # Its own group: Ctrl-C in a terminal reaches the API process only, which drains.
         process_group=0,
     )

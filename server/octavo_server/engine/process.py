@@ -17,6 +17,7 @@ import time
 import msgspec
 import zmq
 
+from octavo_server import log_lines
 from octavo_server.config import EngineConfig
 from octavo_server.distributed.orders import RankFailed
 from octavo_server.engine.core import EngineCore
@@ -54,7 +55,7 @@ def main() -> int:
     signal.signal(
         signal.SIGINT, signal.SIG_IGN
     )  # Ctrl-C is the API process's to handle: it drains.
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s engine %(levelname)s %(message)s")
+    log_lines.install("engine")
     context = zmq.Context()
     outputs = Sender(context, settings.outputs_address)
     code = _run(context, settings, outputs)

@@ -63,6 +63,7 @@ class Rank:
         shard(self.model_config, rank, self.size)
         self.dtype_name = choose_dtype(config, self.model_config.dtype, self.device)
         self._dtype: torch.dtype = getattr(torch, self.dtype_name)
+        progress(describe_device(config, self.device, self.dtype_name))
         self._ops = select_ops(self.device.type)
         self.step_tokens = config.max_num_batched_tokens or STEP_TOKENS[self.device.type]
         self.max_num_seqs = min(config.max_num_seqs, self.step_tokens)
@@ -160,6 +161,19 @@ def choose_device(config: EngineConfig, rank: int = 0) -> torch.device:
             f"--tensor-parallel-size {size} takes as many GPUs, but this machine has {gpus}"
         )
     return torch.device("cuda", rank)
+
+
+def describe_device(config: EngineConfig, device: torch.device, dtype: str) -> str:
+    """One line of a start: what computes, in which dtype, and over how many ranks."""
+    size = config.tensor_parallel_size
+    if device.type == "cuda":
+        what = f"{size} x {torch.cuda.get_device_name(device)}"
+    else:
+        threads = torch.get_num_threads()
+        asked = "using" if config.device == "cpu" else "no GPU: using"
+        what = f"{asked} the CPU, {threads} thread{'s' * (threads > 1)}"
+        what += f" in each of {size} processes" if size > 1 else ""
+    return f"{what}, {dtype}, tensor parallel size {size}"
 
 
 def choose_dtype(config: EngineConfig, checkpoint: str, device: torch.device) -> str:

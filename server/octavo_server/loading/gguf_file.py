@@ -70,8 +70,14 @@ def _read(path: Path, _changed: int, size: int) -> GgufFile:
         raise UnsupportedModel(f"{path} is GGUF version {version}; Octavo reads 2 and 3")
     try:
         return _Cursor(data, 8).file(path)
-    except (struct.error, IndexError, KeyError, ValueError, OverflowError) as error:
+    except _Damaged as error:
         raise CorruptModel(f"{path} is damaged or incomplete ({error})") from error
+    except (struct.error, IndexError, KeyError, ValueError, OverflowError) as error:
+        raise CorruptModel(f"{path} is damaged or incomplete") from error
+
+
+class _Damaged(ValueError):
+    """Its text is for people."""
 
 
 class _Cursor:
@@ -89,14 +95,14 @@ class _Cursor:
     def count(self) -> int:
         count = self.u64()
         if count > _MAX_ENTRIES:
-            raise ValueError(f"a count of {count}")
+            raise _Damaged(f"a count of {count}")
         return count
 
     def raw(self) -> bytes:
         length = self.u64()
         start, self.offset = self.offset, self.offset + length
         if self.offset > len(self.data):
-            raise ValueError("a string runs past the end")
+            raise _Damaged("a string runs past the end")
         return self.data[start : self.offset]
 
     def value(self, kind: int) -> Any:
@@ -110,7 +116,7 @@ class _Cursor:
         if kind in _SCALARS:
             return list(self.scalars(_SCALARS[kind], count))
         if kind == _ARRAY:
-            raise ValueError("an array of arrays")
+            raise _Damaged("an array of arrays")
         return [self.value(kind) for _ in range(count)]
 
     def scalars(self, code: str, count: int) -> tuple[Any, ...]:
@@ -129,10 +135,10 @@ class _Cursor:
             name = self.raw().decode("utf-8")
             dims = [self.u64() for _ in range(self.u32())]
             if not dims or len(dims) > 4 or math.prod(dims) < 1:
-                raise ValueError(f"tensor {name} has dimensions {dims}")
+                raise _Damaged(f"tensor {name} has dimensions {dims}")
             tensors[name] = GgufTensor(name, tuple(reversed(dims)), self.u32(), self.u64())
         alignment = metadata.get("general.alignment", 32)
         if not isinstance(alignment, int) or alignment < 1:
-            raise ValueError(f"an alignment of {alignment!r}")
+            raise _Damaged(f"an alignment of {alignment!r}")
         data_offset = -(-self.offset // alignment) * alignment
         return GgufFile(path, metadata, tensors, data_offset, self.data)

@@ -116,14 +116,19 @@ def _explained(error: BaseException, config: EngineConfig) -> StartupError:
         if status in (401, 404):
             # Without a token the Hub answers 401 for private and for missing repositories alike.
             hint = "" if get_token() else " (if it is private, set HF_TOKEN)"
-            return ModelNotFound(f"the Hub has no model {model}{hint}")
+            return ModelNotFound(
+                f"the Hub has no model {model}{hint}, and there is no such file or folder here"
+            )
         return HubUnreachable(f"the Hub answered {status} for {model}; try again later")
     if isinstance(error, OSError) and error.errno is not None and error.filename:
         return StartupError(f"{model} cannot be stored in the cache: {error.strerror}")
     endpoint = os.environ.get("HF_ENDPOINT") or "the Hub"
     last = list(_causes(error))[-1]
     cached = ", and it is not in the cache" if isinstance(error, LocalEntryNotFoundError) else ""
-    return HubUnreachable(f"{endpoint} cannot be reached to fetch {model}{cached} ({last})")
+    return HubUnreachable(
+        f"{endpoint} cannot be reached to fetch {model}{cached} ({last}); there is no such file or "
+        "folder here"
+    )
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:

@@ -39,7 +39,7 @@ def resolve_source(config: EngineConfig, progress: Callable[[str], None]) -> Mod
         return _folder(config.model, path)
     if config.model.startswith(("/", "./", "../", "~")) or config.model.endswith(".gguf"):
         raise ModelNotFound(f"there is no file or folder {config.model}")
-    if not _HUB_ID.fullmatch(config.model) or ".." in config.model or "--" in config.model:
+    if not is_hub_id(config.model):
         raise ModelNotFound(
             f"{config.model!r} is neither a folder, nor a .gguf file, nor a Hub id (ORG/NAME)"
         )
@@ -47,6 +47,11 @@ def resolve_source(config: EngineConfig, progress: Callable[[str], None]) -> Mod
 
     folder = fetch_snapshot(config, progress)
     return ModelSource("folder", folder, folder.name, config.model)
+
+
+def is_hub_id(name: str) -> bool:
+    """Whether the Hub could have a repository of this name."""
+    return bool(_HUB_ID.fullmatch(name)) and ".." not in name and "--" not in name
 
 
 def _file(name: str, path: Path) -> ModelSource:

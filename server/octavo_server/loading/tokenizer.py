@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from octavo_server.errors import CorruptModel, ModelNotFound, UnsupportedModel
-from octavo_server.loading.source import ModelSource
+from octavo_server.loading.source import ModelSource, is_hub_id
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -26,6 +26,8 @@ def load_tokenizer(
         from octavo_server.loading.gguf_tokenizer import build_tokenizer
 
         return build_tokenizer(read_gguf(path))
+    if tokenizer and not path.exists() and not is_hub_id(tokenizer):
+        raise ModelNotFound(f"--tokenizer: there is no file or folder {tokenizer}")
     return _by_transformers(tokenizer if tokenizer and not path.exists() else str(path))
 
 

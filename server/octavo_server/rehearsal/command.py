@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from octavo_server.config import EngineConfig
+from octavo_server.config import BLOCK_SIZES, EngineConfig
 from octavo_server.errors import StartupError
 
 _GIB = 1 << 30
@@ -37,7 +37,7 @@ class KernelsFailed(StartupError):
 @click.option("--max-model-len", type=int)
 @click.option("--max-num-seqs", type=click.IntRange(1), default=512, show_default=True)
 @click.option("--max-num-batched-tokens", type=click.IntRange(1))
-@click.option("--block-size", type=click.IntRange(1), default=16, show_default=True)
+@click.option("--block-size", type=click.Choice(BLOCK_SIZES), default=16, show_default=True)
 @click.option("--gpu-memory-utilization", type=float, default=0.9, show_default=True)
 @click.option("--tensor-parallel-size", type=click.IntRange(1), default=1, show_default=True)
 @click.option("--enforce-eager/--no-enforce-eager", default=False)

@@ -163,6 +163,30 @@ def test_exit_on_failure(up: Any) -> None:
     assert re.findall(r"^toy-0 +Error +(\d)", run.text, re.MULTILINE) == ["0"]
 
 
+MISSING = {
+    "env": [{"name": "X", "valueFrom": {"secretKeyRef": {"name": "hub", "key": "token"}}}],
+    "volumeMounts": [{"name": "v", "mountPath": "/v"}],
+}
+
+
+@pytest.mark.parametrize(
+    ("field", "reason", "kind"),
+    [
+        ("env", "CreateContainerConfigError: secret", "Secret"),
+        ("volumeMounts", "FailedMount: MountVolume.SetUp failed: configmap", "ConfigMap"),
+    ],
+)
+def test_exit_on_failure_where_an_object_is_missing(
+    up: Any, field: str, reason: str, kind: str
+) -> None:
+    one = container(python("import time; time.sleep(9)"), **{field: MISSING[field]})
+    volumes = [{"name": "v", "configMap": {"name": "hub"}}] if kind == "ConfigMap" else []
+    run = up(deployment(one, volumes=volumes), "--exit-on-failure")
+    assert run.ended() == 1
+    remedy = f'"hub" not found; add the {kind} to a file given with -f'
+    assert run.text.count(f"error: toy-0: {reason} {remedy}\n") == 1
+
+
 def test_unsupported_fields_end_it(up: Any) -> None:
     run = up(deployment(container(["x"]), hostNetwork=True))
     assert run.ended() == 1
@@ -222,6 +246,11 @@ def test_an_inference_service_runs_the_operators_rendering(up: Any, tmp_path: Pa
     [
         ("a: [", [], "is not YAML"),
         ("kind: Service\nmetadata: {name: x}", [], "nothing to run"),
+        (
+            "{apiVersion: octavo.dev/v1alpha1, kind: Inference, metadata: {name: x}}",
+            [],
+            "has no kind 'Inference'; write InferenceService",
+        ),
         (json.dumps(deployment(container(["x"]))), ["--volume=x"], "is not CONTAINER_PATH=DIR"),
         (json.dumps(deployment(container(["x"]))), ["--volume=/a=/no/such"], "does not exist"),
         (
@@ -235,6 +264,12 @@ def test_an_inference_service_runs_the_operators_rendering(up: Any, tmp_path: Pa
             "spec: {model: {uri: 'pvc://claim/m'}}}",
             [],
             "x-0: say which folder stands for /models/claim: --volume /models/claim=DIR",
+        ),
+        (
+            (ROOT / "examples" / "smollm2.yaml").read_text(),
+            [],
+            "smollm2-0: there is no /models/SmolLM2-135M-Instruct.Q4_1.gguf on this machine; say "
+            "which folder stands for /models: --volume /models=DIR",
         ),
     ],
 )

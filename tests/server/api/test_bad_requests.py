@@ -71,6 +71,14 @@ def check(response, status, param):
         ({"seed": "x"}, "seed"),
         ({"best_of": 2}, "best_of"),
         ({"suffix": "x"}, "suffix"),
+        ({"guided_json": {}}, "guided_json"),
+        ({"guided_choice": ["a", "b"]}, "guided_choice"),
+        ({"structured_outputs": {"regex": "a+"}}, "structured_outputs"),
+        ({"bad_words": ["a"]}, "bad_words"),
+        ({"allowed_token_ids": [1]}, "allowed_token_ids"),
+        ({"truncate_prompt_tokens": 5}, "truncate_prompt_tokens"),
+        ({"max_tokens": 199, "prompt": [5, 5]}, "max_tokens"),
+        ({"max_tokens": 150, "prompt": [[5], [5] * 100]}, "max_tokens"),
         ({"response_format": {"type": "json_object"}}, "response_format"),
         ({"stream_options": {"include_usage": True}}, "stream_options"),
         ({"stream": True, "echo": True, "logprobs": 1, "n": 2}, "n"),
@@ -98,6 +106,9 @@ def test_completions(server, body, param):
         ({"messages": MESSAGES, "top_logprobs": 2}, "top_logprobs"),
         ({"messages": MESSAGES, "logprobs": True, "top_logprobs": 21}, "top_logprobs"),
         ({"messages": MESSAGES, "max_completion_tokens": 0}, "max_completion_tokens"),
+        ({"messages": MESSAGES, "max_completion_tokens": 200}, "max_completion_tokens"),
+        ({"messages": MESSAGES, "max_tokens": 200}, "max_tokens"),
+        ({"messages": MESSAGES, "guided_json": {}}, "guided_json"),
         ({"messages": MESSAGES, "tools": [{"type": "function"}]}, "tools"),
         ({"messages": MESSAGES, "chat_template": "{{ 1 }}"}, "chat_template"),
         (
@@ -129,6 +140,34 @@ def test_too_long_says_so(server):
     assert server.completion(prompt=[5] * 199).status_code == 200
 
 
+def test_an_answer_that_does_not_fit_says_what_would(server):
+    error = check(server.completion(prompt=[5] * 150, max_tokens=51), 400, "max_tokens")
+    assert error["code"] == "context_length_exceeded"
+    for size in ("200", "150", "51", "201", "lower max_tokens to 50"):
+        assert size in error["message"]
+    assert server.completion(prompt=[5] * 150, max_tokens=50).status_code == 200
+
+
+def test_fields_that_ask_for_nothing_are_accepted(server):
+    neutral = {"best_of": 1, "suffix": "", "guided_json": None, "bad_words": [], "tools": []}
+    assert server.completion(**neutral, response_format={"type": "text"}).status_code == 200
+
+
+def test_the_log_names_only_fields_of_accepted_requests(server, caplog):
+    def named():
+        return " ".join(r.getMessage() for r in caplog.records if "ignored" in r.getMessage())
+
+    with caplog.at_level("WARNING"):
+        assert server.completion(best_of=2).status_code == 400
+        assert server.completion(odd_one=1, n=0).status_code == 400
+        assert server.completion(best_of=1, suffix="").status_code == 200
+        assert named() == ""
+        assert server.completion(odd_two=1).status_code == 200
+        assert server.chat(odd_three=1).status_code == 200
+    assert "odd_two" in named() and "odd_three" in named()
+    assert "odd_one" not in named() and "best_of" not in named()
+
+
 @pytest.mark.parametrize("raw", [b"", b"{", b"[]", b'"x"', b'{"prompt": "\xff"}', b"[" * 5000])
 def test_bodies_that_are_no_json_object(server, raw):
     check(server.http.post("/v1/completions", content=raw), 400, None)
@@ -146,8 +185,10 @@ def test_large_bodies_are_refused_before_they_are_read(server):
 
 
 def test_unknown_paths_and_methods_have_the_same_body(server):
-    check(server.http.get("/nothing"), 404, None)
-    check(server.http.get("/v1/completions"), 405, None)
+    error = check(server.http.post("/chat/completions"), 404, None)
+    assert error["message"] == "there is no path /chat/completions here"
+    error = check(server.http.get("/v1/completions"), 405, None)
+    assert error["message"] == "/v1/completions takes no GET"
 
 
 def test_unknown_fields_are_accepted(server):

@@ -231,6 +231,6 @@ def test_the_end_of_the_context_is_a_length_end():
         yield TokenOutput(add.request_id, [7] * room, "length", first_token=time.monotonic())
 
     with serving(script) as server:
-        answer = answer_of(server, COMPLETIONS, {"max_tokens": 10_000, "stop_token_ids": [EOS]})
+        answer = answer_of(server, CHAT, {"max_tokens": None, "stop_token_ids": [EOS]})
         assert answer["choices"][0]["finish_reason"] == "length"
         assert answer["usage"]["total_tokens"] == MAX_MODEL_LEN

@@ -62,6 +62,7 @@ def test_flags_become_settings(monkeypatch, tmp_path):
     )
     assert (config.model, config.revision, config.max_model_len) == ("org/model", "v1", -1)
     assert (config.kv_cache_memory_bytes, config.dtype) == (64 * 2**20, "float32")
+    assert config.block_size == 16
     assert (config.enable_prefix_caching, config.tensor_parallel_size) == (False, 2)
     assert config.trust_remote_code is False
     assert settings.served_model_names == ("a", "b", "c")
@@ -82,7 +83,10 @@ def test_settings_out_of_range(monkeypatch):
             run(monkeypatch, "m", *flags)
 
 
-@pytest.mark.parametrize("flags", [("--no-such-flag",), ("--kv-cache-memory-bytes", "lots")])
+@pytest.mark.parametrize(
+    "flags",
+    [("--no-such-flag",), ("--kv-cache-memory-bytes", "lots"), ("--block-size", "17")],
+)
 def test_wrong_flags_reach_the_termination_message(flags, monkeypatch, tmp_path):
     monkeypatch.setenv("OCTAVO_TERMINATION_LOG", str(tmp_path / "log"))
     assert CliRunner().invoke(serve.command, ["model", *flags]).exit_code == 2

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import struct
 from pathlib import Path
 
@@ -195,3 +196,16 @@ def test_damaged_gguf_heads(tmp_path: Path, entry: bytes) -> None:
     with pytest.raises(StartupError) as caught:
         gguf_model_config(read_gguf(_gguf(tmp_path / "m.gguf", entry)))
     assert "\n" not in str(caught.value)
+
+
+def test_a_gguf_file_that_ends_in_its_head(tmp_path: Path) -> None:
+    path = _gguf(tmp_path / "m.gguf", _key("general.alignment") + struct.pack("<I", 4))
+    path.write_bytes(path.read_bytes()[:40])
+    with pytest.raises(CorruptModel) as caught:
+        read_gguf(path)
+    assert re.fullmatch(
+        r".*m\.gguf is damaged or incomplete( \(a string runs past the end\))?", str(caught.value)
+    )
+    path.write_bytes(b"GGUF" + struct.pack("<IQQ", 3, 0, 1))  # no key where one is announced
+    with pytest.raises(CorruptModel, match=r"m\.gguf is damaged or incomplete$"):
+        read_gguf(path)

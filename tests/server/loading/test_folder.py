@@ -260,6 +260,8 @@ class TestTokenizer:
         (folder / "tokenizer.json").write_text("{")
         with pytest.raises(CorruptModel, match="does not load"):
             load_tokenizer(source, None, False)
+        with pytest.raises(ModelNotFound, match=r"^--tokenizer: there is no file or folder /nope$"):
+            load_tokenizer(source, "/nope", False)
         for path in folder.glob("*token*"):
             path.unlink()
         with pytest.raises(CorruptModel, match="no tokenizer files"):

@@ -174,6 +174,7 @@ def test_half_a_model_in_the_cache_is_not_served(hub: Hub, tmp_path: Path) -> No
 def test_no_such_model(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     message = refused(tmp_path, ModelNotFound, "acme/tinny")
     assert "the Hub has no model acme/tinny" in message
+    assert message.endswith("and there is no such file or folder here")
     assert "HF_TOKEN" in message
     monkeypatch.setenv("HF_TOKEN", "hf_wrong")
     assert "HF_TOKEN is not valid" in refused(tmp_path, GatedModel, "acme/tinny")
