@@ -53,7 +53,7 @@ def wide_cuts(outs: int, rows: int) -> Iterator[tuple[object, ...]]:
     """For more than 64 rows: what fits into shared memory and registers and is no more than four
     programs a multiprocessor."""
     for block_out, tile_rows, block_in in itertools.product((64, 128), (64, 128, 256), (64, 128)):
-        if tile_rows > rows:
+        if tile_rows >= 2 * rows:
             continue
         for stages, splits in itertools.product((3, 4, 5), (1, 2, 4)):
             warps = 4 if block_out == 64 else 8
