@@ -66,11 +66,14 @@ def variants(
     def add(_: int = 0) -> Tensor:
         return residual.add_(local)
 
+    peers = group.peers
+    assert peers is not None
+
     def own(launch: Callable[..., None], add: bool) -> Callable[..., Tensor]:
         out = residual if add else torch.empty_like(local)
 
         def launched(_: int = 0) -> Tensor:
-            launch(group.peers, local, out, add)
+            launch(peers, local, out, add)
             return out
 
         return launched
@@ -78,9 +81,9 @@ def variants(
     found = {"nccl": nccl, "copied": copied, "one shot": one_shot, "two shot": two_shot}
     found |= {"words": own(sum_words, True), "blocks": own(sum_blocks, True)}
     found |= {"only words": own(sum_words, False), "only blocks": own(sum_blocks, False)}
-    if count // 2 > group.peers.word_cap:
+    if count // 2 > peers.word_cap:
         del found["words"], found["only words"]
-    if size > group.peers.block_cap_bytes:  # piece by piece
+    if size > peers.block_cap_bytes:  # piece by piece
         found["blocks"] = lambda _=0: (group.add_sum_(residual, local), residual)[1]
         del found["only blocks"]
     if size > ONE_SHOT_BYTES:

@@ -6,6 +6,7 @@ alone.
 
 from __future__ import annotations
 
+import logging
 import os
 
 import torch
@@ -22,6 +23,8 @@ from octavo_kernels.peer_sum import (
     sum_words,
 )
 from octavo_server.distributed.torch_group import TorchGroup
+
+logger = logging.getLogger(__name__)
 
 MOST_RANKS = 8
 
@@ -46,18 +49,37 @@ def can_reach(size: int) -> bool:
 
 
 class PeerGroup(TorchGroup):
-    """As `TorchGroup`; sums take one launch for 16 MiB, the addition to the residual included."""
+    """As `TorchGroup`; sums take one launch for 16 MiB, the addition to the residual included.
+
+    Where the ranks cannot share memory after all (a sandbox that lets them pass no descriptors),
+    a warning says so and NCCL does everything.
+    """
 
     def __init__(
         self, rank: int, size: int, rendezvous: str, device: torch.device, timeout_seconds: float
     ) -> None:
         assert size <= MOST_RANKS
         super().__init__(rank, size, rendezvous, device, timeout_seconds)
+        self._most_bytes = _BLOCK_BYTES.get(size, _BLOCK_BYTES_OF_MORE)
+        self._held: list[Tensor] = []  # what peers write to lives as long as the group
+        self.peers: Peers | None = None
+        try:
+            met = self._meet(device)
+        except RuntimeError as error:
+            met = None
+            cause = str(error).partition("\n")[0]
+            logger.warning("ranks cannot share the GPUs' memory, NCCL does all sums: %s", cause)
+        # Also: no rank sends before all have zeroed.
+        torch.cuda.synchronize(device)
+        all_met = torch.tensor(met is not None, dtype=torch.int32, device=device)
+        dist.all_reduce(all_met, op=dist.ReduceOp.MIN)
+        if all_met.item():
+            self.peers = met
+
+    def _meet(self, device: torch.device) -> Peers:
         # Of no use here, and not every host has it.
         os.environ.setdefault("TORCH_SYMM_MEM_DISABLE_MULTICAST", "1")
-        self._most_bytes = _BLOCK_BYTES.get(size, _BLOCK_BYTES_OF_MORE)
-        word_cap = _WORD_BYTES // 4
-        self._held: list[Tensor] = []  # what peers write to lives as long as the group
+        size, word_cap = self.size, _WORD_BYTES // 4
 
         def shared(count: int, dtype: torch.dtype) -> Tensor:
             """int64 [ranks]: addresses of `count` zeros that every rank has made."""
@@ -71,8 +93,8 @@ class PeerGroup(TorchGroup):
         def launches(count: int) -> Tensor:
             return torch.zeros(count, dtype=torch.int32, device=device)
 
-        self.peers = Peers(
-            rank=rank,
+        return Peers(
+            rank=self.rank,
             ranks=size,
             words=shared(2 * size * word_cap, torch.int64),
             word_cap=word_cap,
@@ -82,9 +104,6 @@ class PeerGroup(TorchGroup):
             word_launches=launches(word_cap // WORDS),
             block_launches=launches(PROGRAMS),
         )
-        # No rank sends before all have zeroed.
-        torch.cuda.synchronize(device)
-        dist.barrier()
 
     def all_reduce_(self, x: Tensor) -> None:
         if not self._sum(x, x, add=False):
@@ -96,7 +115,7 @@ class PeerGroup(TorchGroup):
 
     def _sum(self, part: Tensor, out: Tensor, add: bool) -> bool:
         """Whether it is of a kind that goes this way, and is done."""
-        if not (part.is_contiguous() and out.is_contiguous()):
+        if self.peers is None or not (part.is_contiguous() and out.is_contiguous()):
             return False
         if part.numel() == 0:
             return True
