@@ -67,16 +67,17 @@ def work(model: str, tp: int, share: float) -> None:
         return [[(made * 7919 + i * 131 + j * 17) % vocab for j in range(length)]
                 for i in range(count)]  # fmt: skip
 
+    def run(asked: list[list[int]], params: SamplingParams) -> None:
+        for made in llm.generate(asked, params):
+            if made.outputs[0].error is not None:
+                raise RuntimeError(made.outputs[0].error)
+
     for rows in row_buckets(most):
-        llm.generate(
-            prompts(rows, 4), SamplingParams(temperature=0.0, max_tokens=3, ignore_eos=True)
-        )
+        run(prompts(rows, 4), SamplingParams(temperature=0.0, max_tokens=3, ignore_eos=True))
     step_tokens = llm.core.scheduler.config.max_step_tokens
-    llm.generate(
-        prompts(-(-step_tokens // 2000), 2000), SamplingParams(temperature=0.0, max_tokens=2)
-    )
+    run(prompts(-(-step_tokens // 2000), 2000), SamplingParams(temperature=0.0, max_tokens=2))
     for asked in DRAWS:
-        llm.generate(prompts(64, 8), SamplingParams(max_tokens=3, ignore_eos=True, **asked))
+        run(prompts(64, 8), SamplingParams(max_tokens=3, ignore_eos=True, **asked))
     found = [
         {"gpu": rank, "used": used - before[rank][0], "total": total, "context": context}
         for rank, (used, total) in list(enumerate(driver_bytes()))[:tp]

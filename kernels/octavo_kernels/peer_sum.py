@@ -20,7 +20,16 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .language import Variant, cdiv, gdc_launch_dependents, gdc_wait, jit, launch_options, tl
+from .language import (
+    INTERPRETED,
+    Variant,
+    cdiv,
+    gdc_launch_dependents,
+    gdc_wait,
+    jit,
+    launch_options,
+    tl,
+)
 
 # Words of a program of sum_words, of 2 values each.
 WORDS = 512
@@ -39,6 +48,13 @@ def _send_word(place, word, mask):
         "=r,l,l,r", [place.to(tl.int64), word, mask.to(tl.int32)],
         dtype=tl.int32, is_pure=False, pack=1,
     )  # fmt: skip
+
+
+if INTERPRETED:
+
+    @jit
+    def _send_word(place, word, mask):
+        tl.store(place, word, mask=mask)
 
 
 @jit

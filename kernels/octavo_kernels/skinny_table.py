@@ -1,8 +1,9 @@
 """Which kernel multiplies a few rows by a weight of a given shape, as measured on an H100.
 
-A key is (bytes of a weight's element, out, in, rows rounded up to a power of 2), a value the fields
-of `Skinny`, or None where cuBLAS was faster; `benchmarks/kernels/linear_sweep.py` measures entries,
-`linear.py` beside it shows whether they still hold. Shapes not in it follow `guess`.
+A key is (bytes of a weight's element, out, in, rows rounded up to a power of 2, beyond 64 to a
+multiple of 32), a value the fields of `Skinny`, or None where cuBLAS was faster;
+`benchmarks/kernels/linear_sweep.py` measures entries, `linear.py` beside it shows whether they
+still hold. Shapes not in it follow `guess`.
 """
 
 from __future__ import annotations
@@ -211,7 +212,8 @@ def choose(element_bytes: int, outs: int, ins: int, rows: int) -> Skinny | None:
     compare with transformers'."""
     if rows == 0 or rows > MAX_ROWS or element_bytes != 2:
         return None
-    bucket = 1 << (rows - 1).bit_length()
+    # Beyond 64 rows a tile more or less decides, so entries are for the 32 rows measured.
+    bucket = 1 << (rows - 1).bit_length() if rows <= 64 else -(-rows // 32) * 32
     key = (element_bytes, outs, ins, bucket)
     if key in TABLE:
         found = TABLE[key]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import logging
 import os
 import random
 import time
@@ -35,10 +36,15 @@ Prompt = str | list[int]
 Given = Prompt | Mapping[str, Any]
 """A prompt, or vLLM's {"prompt": text} or {"prompt_token_ids": ids}."""
 
+logger = logging.getLogger(__name__)
+
 
 @dataclass(slots=True)
 class Completion:
-    """One sample of a prompt; `text` and `token_ids` end where a stop string matched."""
+    """One sample of a prompt; `text` and `token_ids` end where a stop string matched.
+
+    Where `finish_reason` is "error", `error` says why; what it had by then may be missing.
+    """
 
     index: int
     text: str = ""
@@ -46,6 +52,7 @@ class Completion:
     logprobs: list[TokenLogprobs] | None = None
     finish_reason: str | None = None
     stop_reason: str | int | None = None
+    error: str | None = None
 
 
 @dataclass(slots=True)
@@ -63,6 +70,7 @@ _Live = dict[str, tuple[Generation, Completion, Assembler]]
 
 # Steps' worth of prompt tokens that are given to the engine before each step.
 _INTAKE_STEPS = 2
+_INTAKE_SECONDS = 0.01
 
 
 class LLM:
@@ -100,7 +108,8 @@ class LLM:
 
         `sampling_params` are for all prompts, or a list with those of each. Their `max_tokens` end
         at the context's end, with finish_reason "length". Raises `InvalidRequest` before anything
-        runs, `EngineDead` after `close`.
+        runs, and `EngineDead` where nothing more can run, as after `close`. What else fails, a step
+        without memory for one, ends its own completions (`Completion.error`).
         """
         if self._closed:
             raise EngineDead("this LLM is closed: nothing can be generated any more")
@@ -123,6 +132,7 @@ class LLM:
                     self._deliver(output, live)
         finally:
             self.core.abort(list(live))
+        _log_failures(generations)
         return generations
 
     def chat(
@@ -165,9 +175,10 @@ class LLM:
         """Give the engine what its next steps can read; whether there was anything.
 
         The rest comes while the GPU computes: 256 requests take 40 ms to make, a step of 8,192
-        tokens of a small model 18 ms.
+        tokens of a small model 18 ms. What is cached takes no step: so, besides, for a while.
         """
         tokens = 0
+        until = time.monotonic() + (_INTAKE_SECONDS if live else 0.0)
         for generation, completion, params in coming:
             request = self._request(generation, completion, params)
             live[request.request_id] = (
@@ -177,7 +188,8 @@ class LLM:
             )
             self.core.add(request)
             tokens += len(request.prompt_token_ids)
-            if tokens >= _INTAKE_STEPS * self.core.scheduler.config.max_step_tokens:
+            enough = tokens >= _INTAKE_STEPS * self.core.scheduler.config.max_step_tokens
+            if enough and time.monotonic() >= until:
                 break
         return tokens > 0
 
@@ -230,8 +242,6 @@ class LLM:
         if output.request_id not in live:
             return
         generation, completion, assembler = live[output.request_id]
-        if output.error is not None:
-            raise EngineDead(output.error)
         delta = assembler.push(output)
         completion.text += delta.text
         completion.token_ids += delta.token_ids
@@ -244,6 +254,21 @@ class LLM:
         if delta.finish_reason is not None:
             completion.finish_reason = delta.finish_reason
             completion.stop_reason = delta.stop_reason
+            # Text that was held back may have completed a stop string: then nothing is missing.
+            completion.error = output.error if delta.finish_reason == "error" else None
             del live[output.request_id]
             if delta.stopped_here:
                 self.core.abort([output.request_id])
+
+
+def _log_failures(generations: list[Generation]) -> None:
+    """One line for whoever reads the texts alone."""
+    made = [completion for generation in generations for completion in generation.outputs]
+    failed = [completion.error for completion in made if completion.error is not None]
+    if failed:
+        logger.error(
+            '%d of %d completions failed (finish_reason "error"), the first: %s',
+            len(failed),
+            len(made),
+            failed[0],
+        )

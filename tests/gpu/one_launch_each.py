@@ -25,12 +25,14 @@ sys.path[:0] = [str(ROOT), *(str(ROOT / name) for name in ("server", "kernels"))
 # ruff: noqa: E402
 import torch
 from tests.kernels.paged_batch import PagedBatch, make_batch
+from tests.kernels.peers_alone import PeersAlone
 from tests.kernels.shared_batch import make_shared_batch
 from tests.kernels.test_step_inputs import BLOCK_SIZE, CASES, Device, pack
 
 import octavo_kernels
 from octavo_kernels import attention_plan, linear_add, skinny_table
 from octavo_kernels.ops import Ops, SamplingRows, _triton_ops
+from octavo_kernels.peer_sum import sum_blocks, sum_words
 from octavo_kernels.skinny_linear import Skinny
 from octavo_kernels.tiles import Parts, Sharing
 
@@ -177,9 +179,18 @@ def step_inputs(ops: Ops) -> None:
     )  # fmt: skip
 
 
+def sums_of_ranks(_: Ops) -> None:
+    """One rank of two; what the other one sends is there already."""
+    alone = PeersAlone(0, 2, DEVICE)
+    parts = [randn(1002) for _ in range(2)]
+    for kind, launch in (("words", sum_words), ("blocks", sum_blocks)):
+        alone.send(kind, parts)
+        launch(alone.peers, parts[0], torch.zeros(1002, device=DEVICE), True)
+
+
 LAUNCHES: list[Callable[[Ops], None]] = [
     norms_and_activations, rotary_and_cache, attention, shared_prefixes, products, sampling,
-    step_inputs,
+    step_inputs, sums_of_ranks,
 ]  # fmt: skip
 
 

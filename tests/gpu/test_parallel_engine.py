@@ -14,9 +14,10 @@ from typing import Any
 
 import pytest
 import torch
-from tests.gpu.test_engine import TOP, make_prompts
+from tests.gpu.best_five import check_greedy
 from tests.server.distributed.shared_ranks import MODELS, Shared, answers, load, make_models
 from tests.server.distributed.test_serve_ranks import END_SECONDS, Server, read
+from tests.server.test_greedy_equals_transformers import make_prompts
 from tests.server.tiny_models import VOCAB_SIZE, make_tiny
 
 from octavo_server import SamplingParams
@@ -62,25 +63,13 @@ def test_float32_tokens_are_those_of_one_gpu(
 
 
 def test_bfloat16_agrees_up_to_ties(models: Path, shared: Shared) -> None:
-    import transformers
-
     prompts = make_prompts(VOCAB_SIZE)
     for name in ("qwen2", "tinyllama"):
         llm = load(models / name, 2, **(ON_GPU | {"dtype": "bfloat16", "max_model_len": 160}))
         params = SamplingParams(temperature=0.0, max_tokens=48, ignore_eos=True)
         outputs = [each.outputs[0].token_ids for each in llm.generate(prompts, params)]
-        model = transformers.AutoModelForCausalLM.from_pretrained(
-            models / name, dtype=torch.bfloat16, attn_implementation="eager", device_map="cuda"
-        ).eval()
-        agreed = 0
-        for prompt, output in zip(prompts, outputs, strict=True):
-            with torch.inference_mode():
-                logits = model(torch.tensor([prompt + output], device="cuda")).logits[0]
-            best = logits[len(prompt) - 1 : -1].topk(TOP).indices.tolist()
-            for choices, token_id in zip(best, output, strict=True):
-                assert token_id in choices
-                agreed += token_id == choices[0]
-        assert agreed > 0.9 * 48 * len(prompts)
+        assert [len(output) for output in outputs] == [48] * len(prompts)
+        check_greedy(models / name, "bfloat16", prompts, outputs)
 
 
 def used() -> list[int]:

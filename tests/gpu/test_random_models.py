@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-import transformers
+from tests.gpu.best_five import TOP, best_ids
 from tests.server.test_greedy_equals_transformers import make_prompts, reference, tokens
 from tests.server.tiny_models import FAMILIES, VOCAB_SIZE, tiny_model, write_tokenizer
 
@@ -24,7 +24,6 @@ pytestmark = [
 
 DEVICE = "cuda"
 NEW_TOKENS = 64
-TOP = 5
 DEVIATION = 0.02
 
 
@@ -69,16 +68,10 @@ def test_bfloat16_is_among_the_best_five_both_ways(folder: Path) -> None:
     prompts = make_prompts(VOCAB_SIZE)
     params = SamplingParams(temperature=0.0, max_tokens=NEW_TOKENS, ignore_eos=True, logprobs=TOP)
     generations = load(folder, "bfloat16").generate(prompts, params)
-    model = transformers.AutoModelForCausalLM.from_pretrained(
-        folder, dtype=torch.bfloat16, attn_implementation="eager"
-    )
-    model = model.to(DEVICE).eval()
-    for prompt, generation in zip(prompts, generations, strict=True):
-        (answer,) = generation.outputs
-        with torch.inference_mode():
-            logits = model(torch.tensor([prompt + answer.token_ids], device=DEVICE)).logits[0]
-        best = logits[len(prompt) - 1 : -1].float().topk(TOP).indices.tolist()
+    answers = [generation.outputs[0] for generation in generations]
+    best = best_ids(folder, "bfloat16", prompts, tokens(generations), DEVICE)
+    for choices, answer in zip(best, answers, strict=True):
         assert answer.logprobs is not None
-        for theirs, token_id, ours in zip(best, answer.token_ids, answer.logprobs, strict=True):
+        for theirs, token_id, ours in zip(choices, answer.token_ids, answer.logprobs, strict=True):
             assert token_id in theirs
             assert theirs[0] in ours.top_ids

@@ -15,6 +15,9 @@ from collections.abc import Iterable, Sequence
 NULL_BLOCK = 0
 """Never lent: padding and unused table entries point here, so a stray read or write hits nobody."""
 
+KEY_BYTES = 16
+"""Of a block's digest: nobody finds two prefixes with the same one."""
+
 
 class BlockPool:
     """`num_blocks` pages, page 0 reserved. `free + used == num_blocks - 1` always.
@@ -136,9 +139,14 @@ def extend_hashes(
     Digests, not Python's hash: one tenant must not be able to construct another's prefix.
     """
     for index in range(len(hashes), len(token_ids) // block_size):
-        parent = hashes[-1] if hashes else (salt or "").encode()
-        digest = hashlib.blake2b(parent, digest_size=16)
+        parent = hashes[-1] if hashes else _root(salt)
+        digest = hashlib.blake2b(parent, digest_size=KEY_BYTES)
         digest.update(
             array("q", token_ids[index * block_size : (index + 1) * block_size]).tobytes()
         )
         hashes.append(digest.digest())
+
+
+def _root(salt: str | None) -> bytes:
+    """What the first block has for a parent: longer than a key, so that no salt stands for one."""
+    return hashlib.blake2b((salt or "").encode(), digest_size=2 * KEY_BYTES).digest()

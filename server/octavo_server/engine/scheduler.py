@@ -8,7 +8,6 @@ recomputed.
 
 from __future__ import annotations
 
-import itertools
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
@@ -18,6 +17,7 @@ from octavo_server.engine.block_pool import BlockPool
 from octavo_server.engine.messages import Add, EngineStats, FinishReason, TokenOutput
 from octavo_server.engine.sequence import NO_ROW, Sequence, Status
 from octavo_server.engine.step import NewRow, Sampled, Step
+from octavo_server.engine.waiting import Waiting
 
 COUNT_SLOTS = 64
 """Rows with penalties at a time: each costs 5 bytes per vocabulary id (48 MB for 152k ids)."""
@@ -64,7 +64,7 @@ class Scheduler:
     ) -> None:
         self.config = config
         self.pool = pool
-        self.waiting: deque[Sequence] = deque()
+        self.waiting = Waiting()
         # Oldest first; a dict for its O(1) removal: a batch of 500 may end in one step.
         self.running: dict[Sequence, None] = {}
         self._live: dict[str, Sequence] = {}
@@ -72,7 +72,7 @@ class Scheduler:
         self._free_rows = list(range(config.max_num_seqs - 1, -1, -1))
         self._freed_rows: list[int] = []
         self._in_flight: deque[_Flight] = deque()
-        self._count_slots_used = 0
+        self._free_count_slots = config.count_slots
         self._watermark_blocks = int(pool.num_blocks * WATERMARK)
         self._counters = _Counters()
 
@@ -253,7 +253,7 @@ class Scheduler:
         """Prompt tokens beside decoding streams."""
         most = self.config.max_mixed_tokens
         queued = sum(min(sequence.num_uncomputed, most) for sequence in prefilling)
-        for sequence in itertools.islice(self.waiting, len(self._free_rows)):
+        for sequence in self.waiting.startable(len(self._free_rows), self._free_count_slots):
             queued += min(len(sequence.token_ids), most)
         return max(most, queued // QUEUE_STEPS)
 
@@ -273,11 +273,11 @@ class Scheduler:
     def _take_new(self, flight: _Flight, budget: int) -> None:
         """Admit waiting sequences while there are budget, rows and pages for them."""
         promised = sum(map(self._owed_blocks, self.running))
-        while self.waiting and budget and self._free_rows:
-            count = self._admit(self.waiting[0], budget, promised)
-            if not count:
+        while budget and self._free_rows:
+            sequence = self.waiting.first(self._free_count_slots)
+            if sequence is None or not (count := self._admit(sequence, budget, promised)):
                 break
-            sequence = self.waiting.popleft()
+            self.waiting.take(sequence)
             promised += self._owed_blocks(sequence)
             flight.step.new_rows.append(
                 NewRow(
@@ -325,8 +325,6 @@ class Scheduler:
 
     def _admit(self, sequence: Sequence, budget: int, promised: int) -> int:
         """Give a waiting sequence a row, its cached prefix, its first pages; 0 if it must wait."""
-        if sequence.params.needs_counts and self._count_slots_used == self.config.count_slots:
-            return 0
         hashes = sequence.extend_hashes(self.config.block_size)
         hits: list[int] = []
         if not sequence.wants_prompt_logprobs:
@@ -345,7 +343,7 @@ class Scheduler:
         sequence.num_published = len(hits)
         sequence.row = self._free_rows.pop()
         sequence.status = Status.RUNNING
-        self._count_slots_used += sequence.params.needs_counts
+        self._free_count_slots -= sequence.needs_counts
         if sequence.cached_tokens is None:
             sequence.cached_tokens = min(cached, sequence.num_prompt_tokens)
             sequence.scheduled = self._clock()
@@ -398,7 +396,7 @@ class Scheduler:
         self._leave_row(sequence)
         sequence.num_computed = 0
         sequence.status = Status.WAITING
-        self.waiting.appendleft(sequence)
+        self.waiting.put_back(sequence)
         self._counters.preemptions += 1
 
     def _finish(self, sequence: Sequence) -> None:
@@ -411,7 +409,7 @@ class Scheduler:
 
     def _leave_row(self, sequence: Sequence) -> None:
         del self.running[sequence]
-        self._count_slots_used -= sequence.params.needs_counts
+        self._free_count_slots += sequence.needs_counts
         self._freed_rows.append(sequence.row)
         self._free_rows.append(sequence.row)
         sequence.row = NO_ROW

@@ -34,6 +34,7 @@ class Sequence:
         "hashes",
         "logprobs",
         "max_num_tokens",
+        "needs_counts",
         "num_computed",
         "num_pending",
         "num_prompt_tokens",
@@ -48,12 +49,14 @@ class Sequence:
         "stop_ids",
         "streams",
         "token_ids",
+        "turn",
     )
 
     def __init__(self, request: Add, max_model_len: int) -> None:
         self.request_id = request.request_id
         self.params = request.params
         self.stop_ids = request.params.stop_ids
+        self.needs_counts = request.params.needs_counts
         self.arrival = request.arrival
         self.salt = request.cache_salt
         self.token_ids = list(request.prompt_token_ids)
@@ -69,6 +72,7 @@ class Sequence:
         self.num_published = 0
         self.row = NO_ROW
         self.status = Status.WAITING
+        self.turn = 0  # its place among those who wait (`Waiting`)
         self.streams = request.stream
         # Of a request that does not stream: kept for its one output.
         self.first_token: float | None = None

@@ -194,5 +194,5 @@ def _out_of_memory(
     name = str(dtype).removeprefix("torch.")
     return OutOfMemory(
         f"the weights of {source.name} take {readable_bytes(needed)} in {name}, more than {device} "
-        "has free"
+        "has free: free the GPU, use more GPUs or a smaller model"
     )

@@ -12,7 +12,14 @@ from octavo_server.distributed.group import SOLO, Group
 from octavo_server.distributed.shard import shard
 from octavo_server.model_config import ModelConfig
 from octavo_server.models.causal_lm import MLP_TOKENS, Batch
-from octavo_server.models.layers import Embedding, Linear, Norm, NormedLinear, Rank, ResidualLinear
+from octavo_server.models.layers import (
+    Embedding,
+    Linear,
+    Makings,
+    Norm,
+    NormedLinear,
+    ResidualLinear,
+)
 from octavo_server.models.slot import Piece, Slot, whole
 
 # Causal masks that old checkpoints carry as buffers.
@@ -20,17 +27,17 @@ _MASKS = re.compile(r"h\.\d+\.attn\.(bias|masked_bias)")
 
 
 class Layer:
-    def __init__(self, rank: Rank, layer: int) -> None:
-        share, config = rank.shard, rank.shard.config
-        self.ops, self.layer, self.solo = rank.ops, layer, rank.group.size == 1
+    def __init__(self, makings: Makings, layer: int) -> None:
+        share, config = makings.shard, makings.shard.config
+        self.ops, self.layer, self.solo = makings.ops, layer, makings.group.size == 1
         self.heads, self.head_size = config.num_heads, config.head_size
-        self.ln_1 = Norm(rank, bias=True)
+        self.ln_1 = Norm(makings, bias=True)
         parts = {"query": share.query, "key": share.key_value, "value": share.key_value}
-        self.qkv = NormedLinear(rank, parts, bias=True)
-        self.output = ResidualLinear(rank, share.query, bias=True)
-        self.ln_2 = Norm(rank, bias=True)
-        self.up = NormedLinear(rank, {"mlp.c_fc": share.inner}, bias=True)
-        self.down = ResidualLinear(rank, share.inner, bias=True)
+        self.qkv = NormedLinear(makings, parts, bias=True)
+        self.output = ResidualLinear(makings, share.query, bias=True)
+        self.ln_2 = Norm(makings, bias=True)
+        self.up = NormedLinear(makings, {"mlp.c_fc": share.inner}, bias=True)
+        self.down = ResidualLinear(makings, share.inner, bias=True)
 
     def __call__(self, residual: Tensor, batch: Batch) -> None:
         qkv = self.qkv.of_norm(residual, self.ln_1).view(-1, 3, self.heads, self.head_size)
@@ -102,13 +109,13 @@ class GPT2:
     ) -> None:
         self.shard = shard(config, group.rank, group.size)
         self.config = self.shard.config
-        rank = Rank(self.shard, group, ops, dtype, device)
-        self.embedding = Embedding(rank)
+        makings = Makings(self.shard, group, ops, dtype, device)
+        self.embedding = Embedding(makings)
         self._positions_shape = (config.max_position, config.hidden_size)
         # The first rank adds them.
-        self.positions = rank.empty(*self._positions_shape) if group.rank == 0 else None
-        self.layers = [Layer(rank, layer) for layer in range(config.num_layers)]
-        self.ln_f = Norm(rank, bias=True)
+        self.positions = makings.empty(*self._positions_shape) if group.rank == 0 else None
+        self.layers = [Layer(makings, layer) for layer in range(config.num_layers)]
+        self.ln_f = Norm(makings, bias=True)
 
     def forward(self, batch: Batch) -> Tensor:
         residual = self.embedding(batch.token_ids, batch.positions, self.positions)

@@ -19,7 +19,7 @@ from octavo_server.models.slot import Piece, Slot, whole
 
 
 @dataclass(frozen=True, slots=True)
-class Rank:
+class Makings:
     """What all layers of one rank's model are made with."""
 
     shard: Shard
@@ -35,11 +35,11 @@ class Rank:
 class Norm:
     """RMSNorm, or LayerNorm where it has a bias; always computed together with what reads it."""
 
-    def __init__(self, rank: Rank, bias: bool) -> None:
-        config = rank.shard.config
+    def __init__(self, makings: Makings, bias: bool) -> None:
+        config = makings.shard.config
         self.eps = config.norm_eps
-        self.weight = rank.empty(config.hidden_size)
-        self.bias = rank.empty(config.hidden_size) if bias else None
+        self.weight = makings.empty(config.hidden_size)
+        self.bias = makings.empty(config.hidden_size) if bias else None
 
     def slots(self, name: str) -> dict[str, Slot]:
         found = {f"{name}.weight": whole(self.weight)}
@@ -51,10 +51,10 @@ class Norm:
 class Linear:
     """`x @ weight.T + bias`; the weight is opaque after `prepare`."""
 
-    def __init__(self, rank: Rank, outs: int, ins: int, bias: bool) -> None:
-        self.ops = rank.ops
-        self.weight = rank.empty(outs, ins)
-        self.bias = rank.empty(outs) if bias else None
+    def __init__(self, makings: Makings, outs: int, ins: int, bias: bool) -> None:
+        self.ops = makings.ops
+        self.weight = makings.empty(outs, ins)
+        self.bias = makings.empty(outs) if bias else None
 
     def prepare(self) -> None:
         self.weight = self.ops.prepare_linear(self.weight)
@@ -66,9 +66,9 @@ class NormedLinear(Linear):
     `parts` are the rows of the weight, in this order; each is a tensor of its own in a checkpoint.
     """
 
-    def __init__(self, rank: Rank, parts: dict[str, Span], bias: bool) -> None:
+    def __init__(self, makings: Makings, parts: dict[str, Span], bias: bool) -> None:
         outs = sum(span.count for span in parts.values())
-        super().__init__(rank, outs, rank.shard.config.hidden_size, bias)
+        super().__init__(makings, outs, makings.shard.config.hidden_size, bias)
         self.parts = parts
 
     def of_norm(
@@ -98,11 +98,11 @@ class ResidualLinear(Linear):
     The first rank adds the bias.
     """
 
-    def __init__(self, rank: Rank, ins: Span, bias: bool) -> None:
+    def __init__(self, makings: Makings, ins: Span, bias: bool) -> None:
         super().__init__(
-            rank, rank.shard.config.hidden_size, ins.count, bias and rank.group.rank == 0
+            makings, makings.shard.config.hidden_size, ins.count, bias and makings.group.rank == 0
         )
-        self.group, self.ins, self.has_bias = rank.group, ins, bias
+        self.group, self.ins, self.has_bias = makings.group, ins, bias
 
     def add_to(self, residual: Tensor, x: Tensor) -> None:
         """`residual += linear(x)`, in place; x `[tokens, ins.count]`."""
@@ -130,13 +130,13 @@ class Embedding:
     travels in float32, so that it is exact with a position's row added to it.
     """
 
-    def __init__(self, rank: Rank) -> None:
-        shard, tied = rank.shard, rank.shard.config.tie_word_embeddings
+    def __init__(self, makings: Makings) -> None:
+        shard, tied = makings.shard, makings.shard.config.tie_word_embeddings
         hidden = shard.config.hidden_size
-        self.ops, self.group, self.shard = rank.ops, rank.group, shard
+        self.ops, self.group, self.shard = makings.ops, makings.group, shard
         border = 1 if shard.size > 1 else 0
         count = shard.ids.count
-        held = rank.empty((shard.width if tied else count) + 2 * border, hidden)
+        held = makings.empty((shard.width if tied else count) + 2 * border, hidden)
         held[:border].zero_()
         held[border + count :].zero_()
         self._table = held if border else held[:count]
@@ -145,7 +145,7 @@ class Embedding:
         if tied:
             self._head = held[border : border + shard.width]
         else:
-            self._head = rank.empty(shard.width, hidden)
+            self._head = makings.empty(shard.width, hidden)
             self._head[count:].zero_()
             self.head = self._head[:count]
 

@@ -10,25 +10,32 @@ from octavo_server.distributed.group import SOLO, Group
 from octavo_server.distributed.shard import shard
 from octavo_server.model_config import ModelConfig
 from octavo_server.models.causal_lm import MLP_TOKENS, Batch
-from octavo_server.models.layers import Embedding, Linear, Norm, NormedLinear, Rank, ResidualLinear
+from octavo_server.models.layers import (
+    Embedding,
+    Linear,
+    Makings,
+    Norm,
+    NormedLinear,
+    ResidualLinear,
+)
 from octavo_server.models.rotary import cos_sin_table
 from octavo_server.models.slot import Slot, whole
 
 
 class Attention:
-    def __init__(self, rank: Rank, layer: int) -> None:
-        share, config = rank.shard, rank.shard.config
-        self.ops, self.layer = rank.ops, layer
+    def __init__(self, makings: Makings, layer: int) -> None:
+        share, config = makings.shard, makings.shard.config
+        self.ops, self.layer = makings.ops, layer
         self.heads, self.kv_heads = config.num_heads, config.num_kv_heads
         self.head_size, self.eps = config.head_size, config.norm_eps
         self.window = config.layer_windows[layer]
         parts = {"q_proj": share.query, "k_proj": share.key_value, "v_proj": share.key_value}
-        self.qkv = NormedLinear(rank, parts, config.qkv_bias)
-        self.output = ResidualLinear(rank, share.query, config.output_bias)
+        self.qkv = NormedLinear(makings, parts, config.qkv_bias)
+        self.output = ResidualLinear(makings, share.query, config.output_bias)
         self.query_norm = self.key_norm = None
         if config.qk_norm:
-            self.query_norm = rank.empty(self.head_size)
-            self.key_norm = rank.empty(self.head_size)
+            self.query_norm = makings.empty(self.head_size)
+            self.key_norm = makings.empty(self.head_size)
 
     def __call__(self, residual: Tensor, norm: Norm, cos_sin: Tensor, batch: Batch) -> None:
         """Add to `residual` what attention over `norm(residual)` gives."""
@@ -70,14 +77,14 @@ class Attention:
 
 
 class Layer:
-    def __init__(self, rank: Rank, layer: int) -> None:
-        share, bias = rank.shard, rank.shard.config.mlp_bias
-        self.attention = Attention(rank, layer)
+    def __init__(self, makings: Makings, layer: int) -> None:
+        share, bias = makings.shard, makings.shard.config.mlp_bias
+        self.attention = Attention(makings, layer)
         parts = {"gate_proj": share.inner, "up_proj": share.inner}
-        self.gate_up = NormedLinear(rank, parts, bias)
-        self.down = ResidualLinear(rank, share.inner, bias)
-        self.input_norm = Norm(rank, bias=False)
-        self.mlp_norm = Norm(rank, bias=False)
+        self.gate_up = NormedLinear(makings, parts, bias)
+        self.down = ResidualLinear(makings, share.inner, bias)
+        self.input_norm = Norm(makings, bias=False)
+        self.mlp_norm = Norm(makings, bias=False)
 
     def __call__(self, residual: Tensor, cos_sin: Tensor, batch: Batch) -> None:
         self.attention(residual, self.input_norm, cos_sin, batch)
@@ -113,10 +120,10 @@ class Llama:
         assert config.rope is not None
         self.shard = shard(config, group.rank, group.size)
         self.config = self.shard.config
-        rank = Rank(self.shard, group, ops, dtype, device)
-        self.embedding = Embedding(rank)
-        self.layers = [Layer(rank, layer) for layer in range(config.num_layers)]
-        self.norm = Norm(rank, bias=False)
+        makings = Makings(self.shard, group, ops, dtype, device)
+        self.embedding = Embedding(makings)
+        self.layers = [Layer(makings, layer) for layer in range(config.num_layers)]
+        self.norm = Norm(makings, bias=False)
         length = min(config.max_position, max_len or config.max_position)
         self.cos_sin = cos_sin_table(config.rope, length, device)  # float32 [length, rotary_size]
 

@@ -257,7 +257,7 @@ def run_program(core: EngineCore, chance: random.Random, alone: list[Alone]) -> 
             seen["whole"] += 1
             answer.check_is(wanted[name])
     assert core.scheduler.pool.usage == 0
-    assert core.scheduler._count_slots_used == 0
+    assert core.scheduler._free_count_slots == core.scheduler.config.count_slots
     return seen
 
 

@@ -16,6 +16,18 @@ def test_chain_depends_on_everything_before_it_and_on_the_salt() -> None:
     assert keys([1, 2], salt="tenant")[0] != keys([1, 2])[0]
 
 
+def test_a_salt_that_is_a_digest_stands_for_no_prefix() -> None:
+    """Who knows a key of another tenant's could else ask for what comes after it."""
+    first = 0
+    while True:  # one of some ten thousand digests is text
+        try:
+            salt = keys([first, 2])[0].decode()
+            break
+        except UnicodeDecodeError:
+            first += 1
+    assert keys([3, 4], salt=salt)[0] != keys([first, 2, 3, 4])[1]
+
+
 def test_extending_hashes_equals_hashing_at_once() -> None:
     grown: list[bytes] = []
     for length in range(9):

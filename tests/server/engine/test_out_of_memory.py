@@ -35,11 +35,24 @@ def run(llm: LLM, name: str) -> list[TokenOutput]:
     return found
 
 
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_tiny("llama2", tmp_path_factory.mktemp("llama2"))
+
+
 @pytest.fixture
-def llm(tmp_path: Path) -> LLM:
-    folder = make_tiny("llama2", tmp_path)
+def llm(folder: Path) -> LLM:
+    return load(folder)
+
+
+def load(folder: Path, **settings: object) -> LLM:
     return LLM(
-        str(folder), device="cpu", dtype="float32", max_model_len=64, kv_cache_memory_bytes=16 << 20
+        str(folder),
+        device="cpu",
+        dtype="float32",
+        max_model_len=64,
+        kv_cache_memory_bytes=16 << 20,
+        **settings,  # type: ignore[arg-type]
     )
 
 
@@ -84,6 +97,36 @@ def test_the_engine_outlives_any_number_of_them(
         assert not any(reference() is not None for reference in made), "held by the error"
     assert [output.token_ids for output in run(llm, "after")] == wanted
     llm.core.scheduler.check_integrity()
+
+
+def test_offline_only_the_requests_of_that_step_fail(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    llm = load(folder, max_num_seqs=2)
+    prompts = [[5, 6, 7], [8, 9], [10, 11, 12], [13, 14]]
+    params = SamplingParams(max_tokens=4, temperature=0.0, ignore_eos=True)
+    wanted = llm.generate(prompts, params)
+    forward = llm.core.runner._model.forward
+    calls = 0
+
+    def third_fails(batch: Batch) -> torch.Tensor:
+        nonlocal calls
+        calls += 1
+        if calls == 3:
+            raise torch.OutOfMemoryError(TORCH)
+        return forward(batch)
+
+    monkeypatch.setattr(llm.core.runner._model, "forward", third_fails)
+    found = llm.generate(prompts, params)
+    assert found[2:] == wanted[2:]
+    for generation, prompt in zip(found[:2], prompts, strict=False):
+        (completion,) = generation.outputs
+        assert generation.prompt_token_ids == prompt
+        assert completion.finish_reason == "error"
+        assert "448.00 MiB were wanted" in (completion.error or "")
+    assert [each.outputs[0].error for each in wanted] == [None] * 4
+    assert "2 of 4 completions failed" in caplog.text
+    assert not llm.core.has_work
 
 
 def test_other_errors_still_end_it(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -171,6 +171,46 @@ def test_count_slots_bound_the_rows_with_penalties() -> None:
     assert [out.request_id for out in bench.run() if out.finish_reason] == ["a", "b"]
 
 
+def test_who_waits_for_a_count_slot_holds_up_only_those_who_need_one_too() -> None:
+    bench = Bench(count_slots=1)
+    bench.add("p1", [1, 2], max_tokens=3, presence_penalty=1.0)
+    bench.add("p2", [1, 2], max_tokens=3, presence_penalty=1.0)
+    bench.add("a", [1, 2], max_tokens=9)
+    bench.add("p3", [1, 2], max_tokens=3, presence_penalty=1.0)
+    bench.add("b", [1, 2], max_tokens=9)
+    _, outputs = bench.step()
+    assert [out.request_id for out in outputs] == ["p1", "a", "b"]
+    finished = [out.request_id for out in bench.run() if out.finish_reason]
+    assert finished == ["p1", "p2", "a", "b", "p3"]
+
+
+def test_who_waited_for_a_count_slot_is_next_once_one_is_free() -> None:
+    """Younger requests that need none keep coming, and would fill every row and page for ever."""
+    bench = Bench(count_slots=1, blocks=1 + 20, max_num_seqs=4)
+    bench.add("p1", [1] * 4, max_tokens=4, presence_penalty=1.0)
+    bench.add("p2", [2] * 40, max_tokens=2, presence_penalty=1.0)  # half of all pages
+    order: list[str] = []
+    for index in range(40):
+        bench.add(str(index), [3 + index % 4] * 12, max_tokens=12)
+        for out in bench.step()[1]:
+            order += [out.request_id] if out.cached_tokens is not None else []
+            order += ["p1 ended"] if (out.request_id, out.finish_reason) == ("p1", "length") else []
+    assert order[:2] == ["p1", "0"]
+    assert order[order.index("p1 ended") + 1] == "p2", order
+
+
+def test_a_preempted_row_gets_its_count_slot_back_before_those_who_waited_for_one() -> None:
+    bench = Bench(blocks=1 + 16, max_num_seqs=2, count_slots=1)
+    bench.add("a", [1] * 24, max_tokens=30)
+    bench.add("p1", [2] * 24, max_tokens=30, presence_penalty=1.0)
+    bench.add("p2", [3] * 4, max_tokens=2, presence_penalty=1.0)
+    while bench.scheduler.take_stats().preemptions == 0:
+        bench.step()
+    assert [sequence.request_id for sequence in bench.scheduler.waiting] == ["p1", "p2"]
+    finished = [out.request_id for out in bench.run() if out.finish_reason]
+    assert finished == ["a", "p1", "p2"]
+
+
 def test_stop_ids_count_only_after_min_tokens() -> None:
     every_id = list(range(7))
     bench = Bench()
