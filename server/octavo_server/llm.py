@@ -108,7 +108,7 @@ class LLM:
 
         `sampling_params` are for all prompts, or a list with those of each. Their `max_tokens` end
         at the context's end, with finish_reason "length". Raises `InvalidRequest` before anything
-        runs, and `EngineDead` after `close` or where nothing more can run. What else fails, a step
+        runs, and `EngineDead` where nothing more can run, as after `close`. What else fails, a step
         without memory for one, ends its own completions (`Completion.error`).
         """
         if self._closed:

@@ -116,9 +116,10 @@ def _prompt(given: object, index: int) -> str | list[int]:
     if isinstance(given, str):
         return given
     if isinstance(given, Sequence):
-        if type(given) is list and set(map(type, given)) == {int}:
-            return given
         with suppress(TypeError):
+            # A sum of ints alone is an int: a quarter of the time of a look at each.
+            if type(given) is list and type(sum(given)) is int:
+                return given
             return [operator.index(each) for each in given]  # those of numpy, too
     raise InvalidRequest(
         f'prompt {index} must be a text, a list of token ids, {{"prompt": text}} or '
