@@ -55,6 +55,29 @@ def test_a_seed_decides_the_output_whatever_runs_beside_it(llm: LLM, folder: Pat
     assert pressed[0].outputs[0].token_ids[:24] == alone
 
 
+def test_requests_are_taken_in_while_steps_run(
+    llm: LLM, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prompts = [[3 + i, 9, 17 + i, 33, 5][: 1 + i % 5] for i in range(40)]
+    params = SamplingParams(max_tokens=6, temperature=0.0, ignore_eos=True)
+    alone = [llm.generate([prompt], params)[0].outputs[0].token_ids for prompt in prompts]
+    monkeypatch.setattr("octavo_server.llm._INTAKE_SECONDS", 0.0)
+    small = load(folder, max_num_batched_tokens=8, max_num_seqs=4)
+    seen: list[int] = []
+    step = small.core.step
+
+    def stepped() -> object:
+        seen.append(len(small.core.scheduler.waiting) + len(small.core.scheduler.running))
+        return step()
+
+    monkeypatch.setattr(small.core, "step", stepped)
+    found = [each.outputs[0].token_ids for each in small.generate(prompts, params)]
+    assert found == alone
+    # Two steps' worth at first: 16 tokens, the rest step by step.
+    assert seen[0] < 10
+    assert max(seen) < 40
+
+
 def test_unseeded_samples_differ(llm: LLM) -> None:
     outputs = llm.generate([PROMPT], SamplingParams(n=4, max_tokens=16, temperature=2.0))[0].outputs
     assert len({tuple(each.token_ids) for each in outputs}) > 1
