@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -49,6 +50,9 @@ def forget(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def environment_of_an_engine() -> dict[str, str]:
     with spawn() as process:
-        text = Path(f"/proc/{process.pid}/environ").read_text()
+        # Empty at first: the kernel sets it a moment after the new program has begun.
+        deadline = time.monotonic() + 10
+        while not (text := Path(f"/proc/{process.pid}/environ").read_text()):
+            assert time.monotonic() < deadline
         process.kill()
     return dict(entry.split("=", 1) for entry in text.split("\0") if "=" in entry)
