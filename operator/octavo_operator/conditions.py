@@ -23,6 +23,7 @@ NO_POD = "NoPod"
 LOADING = "Loading"
 PROGRESSING = "Progressing"
 ROLLING_OUT = "RollingOut"
+SUSPENDED = "Suspended"
 
 # Reasons of a failure that the manifest's owner can do something about.
 INVALID_SPEC = "InvalidSpec"
@@ -43,7 +44,7 @@ NOT_YET_AVAILABLE = "NotYetAvailable"
 # any other CamelCase word it sends is passed on).
 OUT_OF_MEMORY = "OutOfMemory"
 
-PASSING = frozenset({NO_POD, LOADING, PROGRESSING, ROLLING_OUT, SCALED_TO_ZERO})
+PASSING = frozenset({NO_POD, LOADING, PROGRESSING, ROLLING_OUT, SCALED_TO_ZERO, SUSPENDED})
 """Reasons that no warning is due for."""
 
 Status = Literal["True", "False", "Unknown"]

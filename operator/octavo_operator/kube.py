@@ -26,6 +26,7 @@ _PLURALS = {
     ("v1", "Event"): "events",
     ("v1", "Pod"): "pods",
     ("v1", "Service"): "services",
+    ("policy/v1", "PodDisruptionBudget"): "poddisruptionbudgets",
     ("apps/v1", "Deployment"): "deployments",
     (names.API_VERSION, names.KIND): names.PLURAL,
 }

@@ -44,6 +44,7 @@ def configure(settings: kopf.OperatorSettings) -> None:
     for resource in ("pods", "services"):
         settings.watching.label_selectors["", "v1", resource] = names.SERVICE_LABEL
     settings.watching.label_selectors["apps", "v1", "deployments"] = names.SERVICE_LABEL
+    settings.watching.label_selectors["policy", "v1", "poddisruptionbudgets"] = names.SERVICE_LABEL
 
 
 def register(registry: kopf.OperatorRegistry, queue: Queue) -> None:
@@ -59,6 +60,8 @@ def register(registry: kopf.OperatorRegistry, queue: Queue) -> None:
     watched = {names.SERVICE_LABEL: kopf.PRESENT}
     kopf.on.event("apps", "v1", "deployments", labels=watched, registry=registry)(child_changed)
     kopf.on.event("", "v1", "services", labels=watched, registry=registry)(child_changed)
+    budgets = ("policy", "v1", "poddisruptionbudgets")
+    kopf.on.event(*budgets, labels=watched, registry=registry)(child_changed)
     kopf.on.event("", "v1", "pods", labels=watched, registry=registry)(child_changed)
 
     @kopf.on.probe(id="queue", registry=registry)

@@ -22,6 +22,8 @@ REVISION_ANNOTATION = f"{GROUP}/revision"
 """Hash of the rendered pod template; on the Deployment and on each pod."""
 RENDERED_ANNOTATION = f"{GROUP}/rendered"
 """The settings that the pods were rendered from, as JSON: the next rollout is compared with it."""
+RESUME_ANNOTATION = f"{GROUP}/resume-replicas"
+"""On the Deployment of a suspended service: how many pods come back."""
 CHANGE_CAUSE_ANNOTATION = "kubernetes.io/change-cause"
 """Why the last rollout happened; `kubectl rollout history` prints it."""
 

@@ -24,11 +24,14 @@ Live = dict[str, dict[str, Any] | None]
 
 
 async def observe_objects(kube: Kube, service: InferenceService) -> Live:
-    deployment, cluster_service = await asyncio.gather(
-        kube.get("apps/v1", "Deployment", service.namespace, service.name),
-        kube.get("v1", "Service", service.namespace, service.name),
+    kinds = {"Deployment": "apps/v1", "Service": "v1", "PodDisruptionBudget": "policy/v1"}
+    found = await asyncio.gather(
+        *(
+            kube.get(version, kind, service.namespace, service.name)
+            for kind, version in kinds.items()
+        )
     )
-    return {"Deployment": deployment, "Service": cluster_service}
+    return dict(zip(kinds, found, strict=True))
 
 
 async def observe_facts(

@@ -126,9 +126,9 @@ async def _reconcile_valid(
         taken = Problem(WORKLOAD_READY, NAME_CONFLICT, "; ".join(conflicts.values()))
         facts = await observe_facts(kube, service, ours, taken)
         return decide_status(service, facts, previous, now())
-    replicas = wanted_before(previous)
+    replicas = None if service.spec.suspend else wanted_before(previous)
     if deployment is not None:
-        replicas = deployment["spec"].get("replicas")
+        replicas = read_replicas(deployment)
     problem = None
     for manifest in render(service, image=image, replicas=replicas):
         kind = manifest["kind"]
@@ -143,6 +143,14 @@ async def _reconcile_valid(
             deployment = applied
     facts = await observe_facts(kube, service, deployment, problem)
     return decide_status(service, facts, previous, now())
+
+
+def read_replicas(deployment: dict[str, Any]) -> int | None:
+    """How many pods are wanted; of a suspended service, how many will be."""
+    annotations = deployment["metadata"].get("annotations") or {}
+    kept = str(annotations.get(names.RESUME_ANNOTATION, ""))
+    replicas: int | None = deployment["spec"].get("replicas")
+    return int(kept) if kept.isdecimal() else replicas
 
 
 def wanted_before(previous: dict[str, Any]) -> int | None:

@@ -106,12 +106,35 @@ class Resources:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Cache:
+    persistent_volume_claim: str | None = None
+    size: str | int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Drain:
+    seconds: int = 300
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Exposure:
+    """`spec.service`."""
+
+    type: str = "ClusterIP"
+    annotations: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Spec:
     model: Model
     engine: Engine = field(default_factory=Engine)
     replicas: int | None = None
+    suspend: bool = False
     autoscaling: Autoscaling | None = None
     resources: Resources = field(default_factory=Resources)
+    cache: Cache = field(default_factory=Cache)
+    drain: Drain = field(default_factory=Drain)
+    service: Exposure = field(default_factory=Exposure)
     pod_template: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -168,10 +191,14 @@ def parse(manifest: Mapping[str, Any]) -> InferenceService:
             model=_build(Model, spec["model"], names=tuple, secretRef=_secret_ref),
             engine=_build(Engine, spec.get("engine") or {}, extraArgs=tuple, env=tuple),
             replicas=spec.get("replicas"),
+            suspend=spec.get("suspend", False),
             autoscaling=_build(Autoscaling, spec["autoscaling"])
             if spec.get("autoscaling")
             else None,
             resources=_build(Resources, spec.get("resources") or {}),
+            cache=_build(Cache, spec.get("cache") or {}),
+            drain=_build(Drain, spec.get("drain") or {}),
+            service=_build(Exposure, spec.get("service") or {}),
             pod_template=spec.get("podTemplate") or {},
         ),
     )
@@ -316,6 +343,11 @@ def _check_rest(spec: Spec) -> None:
     scaling = spec.autoscaling
     if scaling is not None and scaling.min_replicas > scaling.max_replicas:
         raise InvalidSpec("spec.autoscaling.minReplicas", "minReplicas must not exceed maxReplicas")
+    if spec.cache.persistent_volume_claim is not None and spec.cache.size is not None:
+        raise InvalidSpec(
+            "spec.cache.size",
+            "a claim has its own size: give persistentVolumeClaim or size, not both",
+        )
     template = spec.pod_template
     if names.SERVICE_LABEL in ((template.get("metadata") or {}).get("labels") or {}):
         raise InvalidSpec(

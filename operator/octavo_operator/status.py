@@ -64,8 +64,12 @@ def decide_invalid(
 
 
 def decide_conditions(service: InferenceService, facts: Facts) -> list[Condition]:
-    model = decide_model(facts)
-    workload = decide_workload(facts)
+    model, workload = decide_model(facts), decide_workload(facts)
+    if service.spec.suspend and _asleep(facts):
+        # Not True, as asleep is: nothing wakes it but its owner.
+        why = "spec.suspend is true: no pods run until it is false"
+        model = Condition(MODEL_READY, "False", conditions.SUSPENDED, why)
+        workload = Condition(WORKLOAD_READY, "False", conditions.SUSPENDED, why)
     url = names.url(service.name, service.namespace)
     result = [decide_ready(model, workload, url), model, workload]
     if service.spec.autoscaling is not None:

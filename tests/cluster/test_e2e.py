@@ -299,6 +299,7 @@ def leftovers(client: Client, namespace: str) -> list[str]:
     kinds = {
         "apps/v1": ["Deployment", "ReplicaSet"],
         "v1": ["Service", "Pod"],
+        "policy/v1": ["PodDisruptionBudget"],
         "discovery.k8s.io/v1": ["EndpointSlice"],
     }
     return [

@@ -25,7 +25,7 @@ def test_render_prints_what_is_applied() -> None:
     result = CliRunner().invoke(command, arguments)
     assert result.exit_code == 0, result.output
     kinds = [each["kind"] for each in yaml.safe_load_all(result.output)]
-    assert kinds == ["Deployment", "Service"] * len(EXAMPLES)
+    assert kinds == ["Deployment", "Service", "PodDisruptionBudget"] * len(EXAMPLES)
 
 
 def test_render_reads_folders_and_standard_input() -> None:

@@ -107,6 +107,9 @@ def test_every_rule_says_where_and_what(
         (spec.Engine, ("engine",)),
         (spec.Autoscaling, ("autoscaling",)),
         (spec.Resources, ("resources",)),
+        (spec.Cache, ("cache",)),
+        (spec.Drain, ("drain",)),
+        (spec.Exposure, ("service",)),
     ],
 )
 def test_dataclasses_and_schema_agree(kind: type, path: tuple[str, ...]) -> None:

@@ -7,9 +7,11 @@ from typing import Any
 import pytest
 from tests.operator.services import service
 
+from octavo_operator import names
+from octavo_operator.reconcile import read_replicas
 from octavo_operator.render import render
 from octavo_operator.render.deployment import choose_image
-from octavo_operator.render.drain import DRAIN_SECONDS, GRACE_SECONDS, PRE_STOP_SECONDS
+from octavo_operator.render.drain import PRE_STOP_SECONDS, STOP_SECONDS
 
 
 def deployment(**arguments: Any) -> dict[str, Any]:
@@ -27,7 +29,7 @@ def container(**arguments: Any) -> dict[str, Any]:
 
 
 def test_selector_reaches_the_pods() -> None:
-    made, cluster_service = render(service())
+    made, cluster_service, _ = render(service())
     labels = made["spec"]["template"]["metadata"]["labels"]
     assert made["spec"]["selector"]["matchLabels"].items() <= labels.items()
     assert cluster_service["spec"]["selector"].items() <= labels.items()
@@ -71,12 +73,61 @@ def test_gpu_pods_do_not_surge() -> None:
     assert rolling == {"maxSurge": 0, "maxUnavailable": 1}
 
 
-def test_shutdown_times_add_up() -> None:
-    made = pod()
+@pytest.mark.parametrize(("drain", "seconds"), [({}, 300), ({"drain": {"seconds": 40}}, 40)])
+def test_shutdown_times_add_up(drain: dict[str, Any], seconds: int) -> None:
+    made = pod(**drain)
     server = made["containers"][0]
     assert server["lifecycle"]["preStop"] == {"sleep": {"seconds": PRE_STOP_SECONDS}}
-    assert f"--shutdown-timeout={DRAIN_SECONDS}" in server["args"]
-    assert made["terminationGracePeriodSeconds"] == GRACE_SECONDS > PRE_STOP_SECONDS + DRAIN_SECONDS
+    assert f"--shutdown-timeout={seconds}" in server["args"]
+    assert made["terminationGracePeriodSeconds"] == PRE_STOP_SECONDS + seconds + STOP_SECONDS
+
+
+def test_a_suspended_service_keeps_its_number() -> None:
+    for arguments, live, kept in (
+        ({}, None, "1"), ({}, 3, "3"), ({"replicas": 5}, 3, "5"),
+        ({"autoscaling": {"minReplicas": 2, "maxReplicas": 4}}, None, "2"),
+    ):  # fmt: skip
+        made = render(service(suspend=True, **arguments), replicas=live)[0]
+        assert made["spec"]["replicas"] == 0
+        assert made["metadata"]["annotations"][names.RESUME_ANNOTATION] == kept
+        assert read_replicas(made) == int(kept)
+        back = render(service(**arguments), replicas=read_replicas(made))[0]
+        assert back["spec"]["replicas"] == int(kept)
+        assert names.RESUME_ANNOTATION not in back["metadata"]["annotations"]
+    # It shapes no pod: nothing rolls, then or later.
+    assert made["spec"]["template"] == back["spec"]["template"]
+
+
+def test_cache() -> None:
+    def volume(**cache: Any) -> dict[str, Any]:
+        return next(each for each in pod(cache=cache)["volumes"] if each["name"] == "cache")
+
+    assert volume() == {"name": "cache", "emptyDir": {}}
+    assert volume(size="10Gi")["emptyDir"] == {"sizeLimit": "10Gi"}
+    claim = volume(persistentVolumeClaim="weights")
+    assert claim["persistentVolumeClaim"] == {"claimName": "weights"}
+
+
+def test_the_services_type_and_annotations() -> None:
+    made = render(service(service={"type": "LoadBalancer", "annotations": {"a/b": "c"}}))[1]
+    assert made["spec"]["type"] == "LoadBalancer"
+    assert made["metadata"]["annotations"] == {"a/b": "c"}
+    assert "annotations" not in render(service())[1]["metadata"]
+
+
+def test_pods_spread_unless_the_manifest_says_otherwise() -> None:
+    (spread,) = pod()["topologySpreadConstraints"]
+    assert spread["whenUnsatisfiable"] == "ScheduleAnyway"
+    assert spread["labelSelector"]["matchLabels"] == names.selector("tiny")
+    own = {"podTemplate": {"spec": {"topologySpreadConstraints": []}}}
+    assert pod(**own)["topologySpreadConstraints"] == []
+
+
+def test_one_pod_at_a_time_may_be_evicted() -> None:
+    budget = render(service(replicas=3))[2]
+    assert budget["kind"] == "PodDisruptionBudget"
+    assert budget["spec"]["maxUnavailable"] == 1
+    assert budget["spec"]["selector"]["matchLabels"] == names.selector("tiny")
 
 
 def test_startup_grows_with_the_model() -> None:

@@ -102,6 +102,19 @@ from octavo_operator.spec import InvalidSpec, parse
             "spec.podTemplate.spec.containers",
             "leave the name out",
         ),
+        (
+            {"cache": {"persistentVolumeClaim": "weights", "size": "1Gi"}},
+            "spec.cache.size",
+            "not both",
+        ),
+        (
+            {"cache": {"persistentVolumeClaim": "No_Dns"}},
+            "spec.cache.persistentVolumeClaim",
+            "match",
+        ),
+        ({"drain": {"seconds": 7201}}, "spec.drain.seconds", "7200"),
+        ({"service": {"type": "ExternalName"}}, "spec.service.type", "ClusterIP"),
+        ({"suspend": "yes"}, "spec.suspend", "boolean"),
         ({"resources": {"limits": {"cpu": "many"}}}, "spec.resources.limits.cpu", "does not match"),
         (
             {"podTemplate": {"metadata": {"labels": {"octavo.dev/service": "x"}}}},

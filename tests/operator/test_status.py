@@ -81,6 +81,13 @@ def test_conditions(case: str) -> None:
     assert all(each["message"] for each in status["conditions"])
 
 
+def test_suspended_is_not_asleep() -> None:
+    status = decide_status(service(suspend=True), facts(wanted=0), {}, NOW)
+    assert set(conditions(status).values()) == {"False/Suspended"}
+    # Nothing to be warned of.
+    assert [event.type for event in decide_events({}, status)] == ["Normal"]
+
+
 def test_everything_is_there_from_the_first_pass() -> None:
     status = decide_status(service(), Facts(wanted=1), {}, NOW)
     assert status["url"] == "http://tiny.ns.svc/v1"

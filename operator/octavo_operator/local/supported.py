@@ -121,7 +121,6 @@ NOT_APPLIED_TO_PODS = (
     "nodeSelector",
     "affinity",
     "tolerations",
-    "topologySpreadConstraints",
     "priorityClassName",
     "serviceAccountName",
 )

@@ -11,10 +11,11 @@ from typing import Any
 
 from octavo_operator import names
 from octavo_operator.render.deployment import render_deployment
+from octavo_operator.render.disruption_budget import render_disruption_budget
 from octavo_operator.render.service import render_service
 from octavo_operator.spec import InferenceService
 
-__all__ = ["render", "render_deployment", "render_service"]
+__all__ = ["render", "render_deployment", "render_disruption_budget", "render_service"]
 
 
 def render(
@@ -23,9 +24,13 @@ def render(
     image: str = names.DEFAULT_IMAGE,
     replicas: int | None = None,
 ) -> list[dict[str, Any]]:
-    """The Deployment and the Service, in the order in which they are applied.
+    """The objects in the order in which they are applied.
 
     `image` is the server's image where the manifest names none; `replicas` the live number, which
     stays where the manifest has none (None: the Deployment does not exist yet).
     """
-    return [render_deployment(service, image=image, replicas=replicas), render_service(service)]
+    return [
+        render_deployment(service, image=image, replicas=replicas),
+        render_service(service),
+        render_disruption_budget(service),
+    ]

@@ -7,7 +7,6 @@ from typing import Any
 
 from octavo_operator import names
 from octavo_operator.model_uri import ClaimModel, FileModel, HubModel, ImageModel
-from octavo_operator.render.drain import DRAIN_SECONDS
 from octavo_operator.spec import InferenceService
 
 IMAGE_VOLUME_PATH = "/models/image"
@@ -51,7 +50,7 @@ def render_arguments(service: InferenceService) -> list[str]:
     """Flags of `octavo serve`, one "--name=value" an item, in a fixed order; extraArgs last."""
     engine = service.spec.engine
     source = service.spec.model.source
-    arguments = [f"--port={names.PORT}", f"--shutdown-timeout={DRAIN_SECONDS}"]
+    arguments = [f"--port={names.PORT}", f"--shutdown-timeout={service.spec.drain.seconds}"]
     for name in service.spec.model.names or (service.name,):
         arguments.append(f"--served-model-name={name}")
     if isinstance(source, HubModel) and source.revision is not None:

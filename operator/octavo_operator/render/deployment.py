@@ -8,7 +8,7 @@ from typing import Any
 
 from octavo_operator import names
 from octavo_operator.render.arguments import locate, render_arguments
-from octavo_operator.render.drain import GRACE_SECONDS, PRE_STOP_SECONDS
+from octavo_operator.render.drain import PRE_STOP_SECONDS, grace_seconds
 from octavo_operator.render.merge import merge
 from octavo_operator.render.probes import render_probes, startup_seconds
 from octavo_operator.render.settings import settings_text
@@ -29,6 +29,15 @@ def render_deployment(
     template["metadata"].setdefault("annotations", {})[names.REVISION_ANNOTATION] = revision
     if service.spec.replicas is not None:
         replicas = service.spec.replicas
+    if replicas is None:
+        replicas = service.first_replicas
+    annotations = {
+        names.REVISION_ANNOTATION: revision,
+        names.RENDERED_ANNOTATION: settings_text(service, chosen),
+    }
+    if service.spec.suspend:
+        annotations[names.RESUME_ANNOTATION] = str(replicas)
+        replicas = 0
     return {
         "apiVersion": "apps/v1",
         "kind": "Deployment",
@@ -36,15 +45,12 @@ def render_deployment(
             "name": service.name,
             "namespace": service.namespace,
             "labels": names.labels(service.name),
-            "annotations": {
-                names.REVISION_ANNOTATION: revision,
-                names.RENDERED_ANNOTATION: settings_text(service, chosen),
-            },
+            "annotations": annotations,
         },
         "spec": {
             # Always there: server-side apply sets a field that its owner drops back to the default,
             # 1.
-            "replicas": service.first_replicas if replicas is None else replicas,
+            "replicas": replicas,
             "selector": {"matchLabels": names.selector(service.name)},
             "strategy": render_strategy(service.wants_gpu),
             # Later than the startup probe's end, so that a slow load is not called a failed
@@ -91,7 +97,7 @@ def render_pod_template(service: InferenceService, image: str) -> dict[str, Any]
     """The rendered template with the manifest's podTemplate over it; our labels win."""
     location = locate(service)
     shared_memory = service.spec.engine.tensor_parallel_size > 1
-    volumes: list[dict[str, Any]] = [{"name": "cache", "emptyDir": {}}]
+    volumes = [render_cache(service)]
     mounts: list[dict[str, Any]] = [{"name": "cache", "mountPath": CACHE_PATH}]
     if shared_memory:
         # NCCL and the ranks' queues use /dev/shm; the runtime's 64 MiB are too few. In memory, it
@@ -126,7 +132,7 @@ def render_pod_template(service: InferenceService, image: str) -> dict[str, Any]
     pod: dict[str, Any] = {
         "containers": [container],
         "volumes": volumes,
-        "terminationGracePeriodSeconds": GRACE_SECONDS,
+        "terminationGracePeriodSeconds": grace_seconds(service.spec.drain.seconds),
         # The server never talks to the API server.
         "automountServiceAccountToken": False,
         # Variables such as OCTAVO_PORT of a Service named octavo would reach the server's settings.
@@ -140,6 +146,17 @@ def render_pod_template(service: InferenceService, image: str) -> dict[str, Any]
             "seccompProfile": {"type": "RuntimeDefault"},
         },
     }
+    # The last pods of a service should not go with one node. Only a wish: a cluster may have one
+    # node with GPUs. Each revision by itself, or a rollout's old pods would push the new ones away.
+    pod["topologySpreadConstraints"] = [
+        {
+            "maxSkew": 1,
+            "topologyKey": "kubernetes.io/hostname",
+            "whenUnsatisfiable": "ScheduleAnyway",
+            "labelSelector": {"matchLabels": names.selector(service.name)},
+            "matchLabelKeys": ["pod-template-hash"],
+        }
+    ]
     if service.wants_gpu:
         pod["tolerations"] = [
             {"key": names.GPU_RESOURCE, "operator": "Exists", "effect": "NoSchedule"}
@@ -147,6 +164,17 @@ def render_pod_template(service: InferenceService, image: str) -> dict[str, Any]
     template = merge({"metadata": {}, "spec": pod}, service.spec.pod_template)
     template["metadata"] = merge(template["metadata"], {"labels": names.labels(service.name)})
     return template
+
+
+def render_cache(service: InferenceService) -> dict[str, Any]:
+    """The volume of downloaded weights and compiled kernels."""
+    cache = service.spec.cache
+    if cache.persistent_volume_claim is not None:
+        return {
+            "name": "cache",
+            "persistentVolumeClaim": {"claimName": cache.persistent_volume_claim},
+        }
+    return {"name": "cache", "emptyDir": {} if cache.size is None else {"sizeLimit": cache.size}}
 
 
 def render_env(

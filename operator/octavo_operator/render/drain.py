@@ -10,11 +10,12 @@ PRE_STOP_SECONDS = 5
 """A deleted pod leaves the EndpointSlices at once, but proxies hear of it up
 to seconds later; until then requests still arrive, and the server still takes them."""
 
-DRAIN_SECONDS = 300
-"""SIGTERM: no new work, running streams go on. 300 s is an answer of 9,000
-tokens at 30 tokens/s; an idle server leaves at once."""
-
 STOP_SECONDS = 15
 """The API process gives the engine 5 s to end, then kills it; the rest is slack."""
 
-GRACE_SECONDS = PRE_STOP_SECONDS + DRAIN_SECONDS + STOP_SECONDS
+
+def grace_seconds(drain_seconds: int) -> int:
+    """The pod's grace period; SIGTERM begins `drain_seconds` (spec.drain) in which there is no new
+    work and running streams go on. An idle server leaves at once.
+    """
+    return PRE_STOP_SECONDS + drain_seconds + STOP_SECONDS

@@ -9,6 +9,7 @@ from octavo_operator.spec import InferenceService
 
 
 def render_service(service: InferenceService) -> dict[str, Any]:
+    exposure = service.spec.service
     return {
         "apiVersion": "v1",
         "kind": "Service",
@@ -16,9 +17,10 @@ def render_service(service: InferenceService) -> dict[str, Any]:
             "name": service.name,
             "namespace": service.namespace,
             "labels": names.labels(service.name),
+            **({"annotations": dict(exposure.annotations)} if exposure.annotations else {}),
         },
         "spec": {
-            "type": "ClusterIP",
+            "type": exposure.type,
             "selector": names.selector(service.name),
             "ports": [
                 {

@@ -43,6 +43,8 @@ def settings_text(service: InferenceService, image: str) -> str:
         "model": _plain(spec.model),
         "engine": engine,
         "resources": _plain(spec.resources),
+        "cache": _plain(spec.cache),
+        "drain": _plain(spec.drain),
         "podTemplate": template,
     }
     return _dump({key: value for key, value in settings.items() if value})
