@@ -294,7 +294,15 @@ def test_the_manifests_page_names_every_field() -> None:
     crd = yaml.safe_load((ROOT / "crds" / "inferenceservice.yaml").read_text(encoding="utf-8"))
     spec = crd["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]["spec"]
     fields = set(spec["properties"])
-    for parent in ("model", "engine", "autoscaling", "cache", "drain", "service"):
+    for parent in (
+        "model",
+        "engine",
+        "autoscaling",
+        "cache",
+        "drain",
+        "service",
+        "apiKeySecretRef",
+    ):
         fields |= {f"{parent}.{name}" for name in spec["properties"][parent]["properties"]}
     page = (ROOT / "docs" / "the-manifest.md").read_text(encoding="utf-8")
     assert {field for field in fields if f"| `{field}` |" not in page} == set()

@@ -125,6 +125,12 @@ class Exposure:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ApiKeyRef:
+    name: str
+    key: str = "api-key"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Spec:
     model: Model
     engine: Engine = field(default_factory=Engine)
@@ -135,6 +141,7 @@ class Spec:
     cache: Cache = field(default_factory=Cache)
     drain: Drain = field(default_factory=Drain)
     service: Exposure = field(default_factory=Exposure)
+    api_key_secret_ref: ApiKeyRef | None = None
     pod_template: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -199,6 +206,9 @@ def parse(manifest: Mapping[str, Any]) -> InferenceService:
             cache=_build(Cache, spec.get("cache") or {}),
             drain=_build(Drain, spec.get("drain") or {}),
             service=_build(Exposure, spec.get("service") or {}),
+            api_key_secret_ref=_build(ApiKeyRef, spec["apiKeySecretRef"])
+            if spec.get("apiKeySecretRef")
+            else None,
             pod_template=spec.get("podTemplate") or {},
         ),
     )
@@ -296,8 +306,8 @@ def _check_engine(engine: Engine) -> None:
         if _ELSEWHERE_FLAG.match(argument):
             raise InvalidSpec(
                 "spec.engine.extraArgs",
-                "write the model into model.uri, and API keys into a Secret that engine.env reads "
-                "as OCTAVO_API_KEY",
+                "write the model into model.uri, and name the Secret of an API key in "
+                "apiKeySecretRef",
             )
     for index, variable in enumerate(engine.env):
         path = f"spec.engine.env[{index}].valueFrom"

@@ -66,7 +66,7 @@ def gpus(limit: object) -> dict[str, Any]:
         ({"cache": {"size": -1}}, "spec.cache.size", "not be negative"),
         ({"drain": {"seconds": 7201}}, "spec.drain.seconds", "7200"),
         ({"service": {"type": "ExternalName"}}, "spec.service.type", "ClusterIP"),
-        ({"engine": {"extraArgs": ["--api-key=x"]}}, "spec.engine.extraArgs", "OCTAVO_API_KEY"),
+        ({"engine": {"extraArgs": ["--api-key=x"]}}, "spec.engine.extraArgs", "apiKeySecretRef"),
     ],
     ids=str,
 )

@@ -110,6 +110,7 @@ def test_every_rule_says_where_and_what(
         (spec.Cache, ("cache",)),
         (spec.Drain, ("drain",)),
         (spec.Exposure, ("service",)),
+        (spec.ApiKeyRef, ("apiKeySecretRef",)),
     ],
 )
 def test_dataclasses_and_schema_agree(kind: type, path: tuple[str, ...]) -> None:

@@ -98,6 +98,14 @@ def test_a_suspended_service_keeps_its_number() -> None:
     assert made["spec"]["template"] == back["spec"]["template"]
 
 
+def test_the_api_key_stays_a_reference() -> None:
+    made = container(apiKeySecretRef={"name": "clients"})
+    (variable,) = (each for each in made["env"] if each["name"] == "OCTAVO_API_KEY")
+    assert variable["valueFrom"] == {"secretKeyRef": {"name": "clients", "key": "api-key"}}
+    assert not any("key" in word for word in made["args"])
+    assert all(each["name"] != "OCTAVO_API_KEY" for each in container()["env"])
+
+
 def test_cache() -> None:
     def volume(**cache: Any) -> dict[str, Any]:
         return next(each for each in pod(cache=cache)["volumes"] if each["name"] == "cache")

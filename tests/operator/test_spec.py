@@ -50,7 +50,7 @@ from octavo_operator.spec import InvalidSpec, parse
             "field of its own",
         ),
         ({"engine": {"extraArgs": ["--model=/x"]}}, "spec.engine.extraArgs", "model.uri"),
-        ({"engine": {"extraArgs": ["--api-key", "k"]}}, "spec.engine.extraArgs", "OCTAVO_API_KEY"),
+        ({"engine": {"extraArgs": ["--api-key", "k"]}}, "spec.engine.extraArgs", "apiKeySecretRef"),
         ({"engine": {"extraArgs": ["--port", "1"]}}, "spec.engine.extraArgs", "operator sets"),
         ({"engine": {"env": [{"value": "x"}]}}, "spec.engine.env[0].name", "is required"),
         ({"engine": {"env": [{"name": "A"}, {"name": "A"}]}}, "spec.engine.env[1]", "twice"),

@@ -180,7 +180,7 @@ def render_cache(service: InferenceService) -> dict[str, Any]:
 def render_env(
     service: InferenceService, location_env: list[dict[str, Any]]
 ) -> list[dict[str, Any]]:
-    """The caches' places, the Hub token, then the manifest's variables, which win."""
+    """The caches' places, the Hub token, the API key, then the manifest's variables, which win."""
     env = [
         # A user id without a home, and libraries that want to write into one.
         {"name": "HOME", "value": CACHE_PATH},
@@ -188,6 +188,9 @@ def render_env(
         {"name": "TRITON_CACHE_DIR", "value": f"{CACHE_PATH}/triton"},
         *location_env,
     ]
+    if (key := service.spec.api_key_secret_ref) is not None:
+        reference = {"secretKeyRef": {"name": key.name, "key": key.key}}
+        env.append({"name": "OCTAVO_API_KEY", "valueFrom": reference})
     merged = merge({"env": env}, {"env": [dict(each) for each in service.spec.engine.env]})
     result: list[dict[str, Any]] = merged["env"]
     return result

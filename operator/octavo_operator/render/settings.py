@@ -45,6 +45,7 @@ def settings_text(service: InferenceService, image: str) -> str:
         "resources": _plain(spec.resources),
         "cache": _plain(spec.cache),
         "drain": _plain(spec.drain),
+        "apiKeySecretRef": _plain(spec.api_key_secret_ref) if spec.api_key_secret_ref else {},
         "podTemplate": template,
     }
     return _dump({key: value for key, value in settings.items() if value})
