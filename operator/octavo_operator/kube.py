@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import ssl
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -95,8 +95,14 @@ def path_of(
 class Kube:
     """One session; use it as an asynchronous context manager."""
 
-    def __init__(self, configuration: Configuration) -> None:
+    def __init__(
+        self,
+        configuration: Configuration,
+        saw_request: Callable[[str, int], None] = lambda method, code: None,
+    ) -> None:
+        """`saw_request` hears of each answer: method and HTTP status, 0 for none."""
         self._configuration = configuration
+        self._saw_request = saw_request
         self._session: aiohttp.ClientSession | None = None
 
     async def __aenter__(self) -> Kube:
@@ -183,7 +189,9 @@ class Kube:
                 answer = await _read(response)
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             problem = str(error) or type(error).__name__
+            self._saw_request(method, 0)
             raise KubeUnreachable(f"the API server does not answer: {problem}") from error
+        self._saw_request(method, response.status)
         if response.status >= 400:
             raise KubeError(response.status, answer.get("reason", ""), answer.get("message", ""))
         return answer

@@ -18,6 +18,7 @@ import kopf
 
 from octavo_operator import names
 from octavo_operator.kube import Kube, KubeError, KubeUnreachable, NoCluster, load_configuration
+from octavo_operator.metrics import Metrics
 from octavo_operator.queue import BATCH_SECONDS, Key, Queue, work
 from octavo_operator.reconcile import reconcile
 
@@ -47,12 +48,19 @@ def configure(settings: kopf.OperatorSettings) -> None:
     settings.watching.label_selectors["policy", "v1", "poddisruptionbudgets"] = names.SERVICE_LABEL
 
 
-def register(registry: kopf.OperatorRegistry, queue: Queue) -> None:
+def register(registry: kopf.OperatorRegistry, queue: Queue, metrics: Metrics) -> None:
     """The events that ask for a pass, and the probe that watches the queue."""
 
     @kopf.on.event(names.GROUP, names.VERSION, names.PLURAL, registry=registry)
-    async def service_changed(name: str, namespace: str | None, **_: Any) -> None:
-        queue.add((namespace or "", name), BATCH_SECONDS)
+    async def service_changed(
+        name: str, namespace: str | None, type: str | None, status: kopf.Status, **_: Any
+    ) -> None:
+        key = (namespace or "", name)
+        if type == "DELETED":
+            metrics.forgot_service(key)
+        else:
+            metrics.saw_service(key, status)
+        queue.add(key, BATCH_SECONDS)
 
     async def child_changed(namespace: str | None, labels: kopf.Labels, **_: Any) -> None:
         queue.add((namespace or "", labels[names.SERVICE_LABEL]), BATCH_SECONDS)
@@ -105,7 +113,12 @@ async def enqueue_all(kube: Kube, queue: Queue, namespaces: tuple[str, ...], eve
 
 
 async def run(
-    *, namespaces: tuple[str, ...], image: str, liveness_port: int, resync_seconds: float
+    *,
+    namespaces: tuple[str, ...],
+    image: str,
+    liveness_port: int,
+    metrics_port: int,
+    resync_seconds: float,
 ) -> None:
     """Until SIGTERM or SIGINT. ClickException if the cluster is not there or lacks the CRD."""
     try:
@@ -113,20 +126,24 @@ async def run(
     except NoCluster as error:
         raise click.ClickException(str(error)) from None
     async with contextlib.AsyncExitStack() as stack:
-        kube = await stack.enter_async_context(Kube(configuration))
+        queue = Queue()
+        metrics = Metrics(queue)
+        kube = await stack.enter_async_context(Kube(configuration, metrics.saw_request))
         await check_served(kube, namespaces)
-        check_port(liveness_port)
+        check_port(liveness_port, "--liveness-port")
+        check_port(metrics_port, "--metrics-port")
+        await stack.enter_async_context(metrics.served(metrics_port))
         where = ", ".join(namespaces) or "all namespaces"
         log.info("serving %s of %s; default image %s", where, configuration.host, image)
-        queue = Queue()
         registry = kopf.OperatorRegistry()
         settings = kopf.OperatorSettings()
         configure(settings)
-        register(registry, queue)
+        register(registry, queue, metrics)
         kopf.on.login(registry=registry)(login)
 
         async def do(key: Key) -> None:
-            look_again_seconds = await reconcile(kube, *key, image=image)
+            with metrics.passing():
+                look_again_seconds = await reconcile(kube, *key, image=image)
             if look_again_seconds is not None:
                 queue.add(key, look_again_seconds)
 
@@ -171,15 +188,15 @@ async def check_served(kube: Kube, namespaces: tuple[str, ...]) -> None:
         raise click.ClickException(str(error)) from None
 
 
-def check_port(port: int) -> None:
-    """ClickException if /healthz could not listen there; 0 means that it does not listen."""
+def check_port(port: int, flag: str) -> None:
+    """ClickException if nothing could listen there; 0 means that nothing is to."""
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind(("0.0.0.0", port))
         except OSError as error:
             raise click.ClickException(
-                f"cannot listen on port {port} ({error.strerror}): pass another --liveness-port"
+                f"cannot listen on port {port} ({error.strerror}): pass another {flag}"
             ) from None
 
 
@@ -213,6 +230,13 @@ def one_line(record: logging.LogRecord) -> bool:
     help="Where /healthz answers; 0 for none.",
 )
 @click.option(
+    "--metrics-port",
+    default=0,
+    show_default=True,
+    type=click.IntRange(0, 65535),
+    help="Where /metrics answers, for Prometheus; 0 for none.",
+)
+@click.option(
     "--resync-seconds",
     default=300.0,
     show_default=True,
@@ -224,6 +248,7 @@ def command(
     namespaces: tuple[str, ...],
     image: str,
     liveness_port: int,
+    metrics_port: int,
     resync_seconds: float,
     verbose: bool,
 ) -> None:
@@ -239,6 +264,7 @@ def command(
             namespaces=namespaces,
             image=image,
             liveness_port=liveness_port,
+            metrics_port=metrics_port,
             resync_seconds=resync_seconds,
         )
     )

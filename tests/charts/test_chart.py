@@ -92,6 +92,7 @@ def test_cluster_wide_install_has_the_tested_rules() -> None:
         "--image=octavo-server:0.1.0",
         "--resync-seconds=300",
         "--liveness-port=8080",
+        "--metrics-port=9090",
     ]
 
 

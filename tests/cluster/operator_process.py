@@ -9,7 +9,7 @@ from pathlib import Path
 from .cluster import Cluster, wait_for
 from .images import ROOT
 from .kube_api import path_of
-from .processes import Daemon
+from .processes import Daemon, free_ports
 
 NAMESPACE = "octavo-system"
 SERVICE_ACCOUNT = "octavo-operator"
@@ -27,6 +27,7 @@ class Operator:
         cluster.client.create(path_of("v1", "Namespace"), {"metadata": {"name": NAMESPACE}})
         cluster.kubectl("apply", "-f", str(RIGHTS))
         self.kubeconfig = cluster.service_account_kubeconfig(NAMESPACE, SERVICE_ACCOUNT)
+        (self.metrics_port,) = free_ports(1)
         self._daemon = self._start()
 
     @property
@@ -60,4 +61,5 @@ class Operator:
             "PYTHONPATH": ":".join(sources),
         }
         command = [sys.executable, "-m", "octavo_server.cli", "operator", "--liveness-port=0"]
+        command.append(f"--metrics-port={self.metrics_port}")
         return Daemon("operator", command, self._cluster.folder, environment)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import urllib.request
 from collections.abc import Callable
 
 import pytest
@@ -10,6 +11,7 @@ from tests.cluster.cluster import wait_for
 from tests.cluster.hollow import steady
 from tests.cluster.kube_api import Client, path_of
 from tests.cluster.node_agent import Node
+from tests.cluster.operator_process import Operator
 from tests.cluster.test_e2e import API, make, manifest, pods_of, wait_for_condition
 
 pytestmark = pytest.mark.usefixtures("operator")
@@ -52,6 +54,34 @@ def test_a_drained_node_takes_one_pod_at_a_time(
     assert client.get(budget)["metadata"]["annotations"] == {"team": "x"}
     client.delete(budget)
     wait_for("it is there again", lambda: client.find(budget) is not None)
+
+
+def test_the_operator_counts_what_it_does(
+    client: Client, namespace: str, nodes: Callable[..., Node], operator: Operator
+) -> None:
+    nodes(gpus=1, script=steady)
+    make(client, namespace, manifest("a", {}))
+    wait_for_condition(client, namespace, "a", lambda c: c.get("status") == "True")
+
+    def read() -> dict[str, float]:
+        url = f"http://127.0.0.1:{operator.metrics_port}/metrics"
+        with urllib.request.urlopen(url, timeout=5) as response:
+            lines = response.read().decode().splitlines()
+        pairs = (line.rsplit(" ", 1) for line in lines if not line.startswith("#"))
+        return {name: float(value) for name, value in pairs}
+
+    wait_for(
+        "it is seen to be ready", lambda: read()['octavo_operator_services{ready="True"}'] >= 1
+    )
+    found = read()
+    assert found['octavo_operator_passes_total{result="done"}'] >= 1
+    assert found['octavo_operator_api_requests_total{code="200",method="PATCH"}'] >= 1
+    client.delete(path_of(API, "InferenceService", namespace, "a"))
+
+    def forgotten() -> bool:
+        return sum(v for name, v in read().items() if "_services{" in name) == 0
+
+    wait_for("it is forgotten", forgotten)
 
 
 def disruptions_allowed(client: Client, budget: str) -> int | None:

@@ -120,7 +120,7 @@ assert set(heavy) <= allowed, heavy
     assert done.returncode == 0, done.stderr
 
 
-def test_a_busy_liveness_port_is_one_line() -> None:
+def test_a_busy_port_is_one_line() -> None:
     with socket.socket() as holder:
         holder.bind(("0.0.0.0", 0))
         holder.listen()
@@ -128,6 +128,6 @@ def test_a_busy_liveness_port_is_one_line() -> None:
         with pytest.raises(
             ClickException, match=rf"cannot listen on port {port} .*--liveness-port"
         ):
-            check_port(port)
-    check_port(port)
-    check_port(0)
+            check_port(port, "--liveness-port")
+    check_port(port, "--liveness-port")
+    check_port(0, "--metrics-port")

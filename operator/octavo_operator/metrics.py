@@ -1,0 +1,121 @@
+"""The operator's own metrics, in Prometheus' text format.
+
+The names are API: dashboards and alerts match on them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections import Counter as Tally
+from collections.abc import AsyncIterator, Iterator, Mapping
+from typing import Any
+
+from aiohttp import web
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.registry import Collector
+
+from octavo_operator import conditions
+from octavo_operator.queue import Key, Queue
+
+_PASS_SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 120)
+"""A pass is a handful of requests of some 10 ms each; 120 s end it."""
+
+STATUSES = ("True", "False", "Unknown")
+
+
+class Metrics:
+    """Of one process, with a registry of its own."""
+
+    def __init__(self, queue: Queue) -> None:
+        self.registry = CollectorRegistry()
+        self._passes = Counter(
+            "octavo_operator_passes",
+            "Passes over an InferenceService, by how they ended.",
+            ["result"],
+            registry=self.registry,
+        )
+        for result in ("done", "failed"):
+            self._passes.labels(result)
+        self._pass_seconds = Histogram(
+            "octavo_operator_pass_seconds",
+            "How long a pass took.",
+            buckets=_PASS_SECONDS,
+            registry=self.registry,
+        )
+        self._requests = Counter(
+            "octavo_operator_api_requests",
+            "Requests to the API server, by method and HTTP status (0: no answer). No watches.",
+            ["method", "code"],
+            registry=self.registry,
+        )
+        for name, what, read in (
+            ("queue_depth", "InferenceServices that wait for a pass.", lambda: float(len(queue))),
+            ("queue_overdue_seconds", "How long the oldest due one waits.", queue.overdue_seconds),
+        ):
+            gauge = Gauge(f"octavo_operator_{name}", what, registry=self.registry)
+            gauge.set_function(read)
+        self._services = _Services()
+        self.registry.register(self._services)
+
+    @contextlib.contextmanager
+    def passing(self) -> Iterator[None]:
+        """Around a pass."""
+        began = time.monotonic()
+        result = "failed"
+        try:
+            yield
+            result = "done"
+        finally:
+            self._pass_seconds.observe(time.monotonic() - began)
+            self._passes.labels(result).inc()
+
+    def saw_request(self, method: str, code: int) -> None:
+        self._requests.labels(method, str(code)).inc()
+
+    def saw_service(self, key: Key, status: Mapping[str, Any]) -> None:
+        """An InferenceService as a watch has it."""
+        found = [each for each in status.get("conditions") or () if each.get("type") == "Ready"]
+        self._services.ready[key] = str(found[0]["status"]) if found else "Unknown"
+
+    def forgot_service(self, key: Key) -> None:
+        self._services.ready.pop(key, None)
+
+    @contextlib.asynccontextmanager
+    async def served(self, port: int) -> AsyncIterator[None]:
+        """`/metrics` answers on `port`; on none if that is 0. Raises OSError if it is taken."""
+        if not port:
+            yield
+            return
+        app = web.Application()
+        app.router.add_get("/metrics", self._answer)
+        runner = web.AppRunner(app, access_log=None)
+        await runner.setup()
+        try:
+            await web.TCPSite(runner, "0.0.0.0", port).start()
+            yield
+        finally:
+            await runner.cleanup()
+
+    async def _answer(self, _: web.Request) -> web.Response:
+        headers = {"Content-Type": "text/plain; version=0.0.4; charset=utf-8"}
+        return web.Response(body=generate_latest(self.registry), headers=headers)
+
+
+class _Services(Collector):
+    """Counted when asked: the watch says what each is, not how many there are."""
+
+    def __init__(self) -> None:
+        self.ready: dict[Key, str] = {}
+
+    def collect(self) -> Iterator[GaugeMetricFamily]:
+        family = GaugeMetricFamily(
+            "octavo_operator_services",
+            f"InferenceServices by the status of their condition {conditions.READY}.",
+            labels=["ready"],
+        )
+        tally = Tally(self.ready.values())
+        for status in STATUSES:
+            family.add_metric([status], tally[status])
+        yield family
