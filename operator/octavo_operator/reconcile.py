@@ -128,7 +128,7 @@ async def _reconcile_valid(
         return decide_status(service, facts, previous, now())
     replicas = None if service.spec.suspend else wanted_before(previous)
     if deployment is not None:
-        replicas = read_replicas(deployment)
+        replicas = read_replicas(deployment, service.spec.suspend)
     problem = None
     for manifest in render(service, image=image, replicas=replicas):
         kind = manifest["kind"]
@@ -145,12 +145,15 @@ async def _reconcile_valid(
     return decide_status(service, facts, previous, now())
 
 
-def read_replicas(deployment: dict[str, Any]) -> int | None:
-    """How many pods are wanted; of a suspended service, how many will be."""
+def read_replicas(deployment: dict[str, Any], suspended: bool) -> int | None:
+    """How many pods are wanted; of a suspended service, how many will be. None: nobody knows."""
     annotations = deployment["metadata"].get("annotations") or {}
     kept = str(annotations.get(names.RESUME_ANNOTATION, ""))
     replicas: int | None = deployment["spec"].get("replicas")
-    return int(kept) if kept.isdecimal() else replicas
+    if kept.isdecimal():
+        return int(kept)
+    # Somebody removed the annotation: 0 is what suspending made of it, not what was there.
+    return None if suspended and replicas == 0 else replicas
 
 
 def wanted_before(previous: dict[str, Any]) -> int | None:

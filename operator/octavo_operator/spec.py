@@ -358,6 +358,13 @@ def _check_rest(spec: Spec) -> None:
             "spec.cache.size",
             "a claim has its own size: give persistentVolumeClaim or size, not both",
         )
+    if spec.api_key_secret_ref is not None and any(
+        each.get("name") == "OCTAVO_API_KEY" for each in spec.engine.env
+    ):
+        raise InvalidSpec(
+            "spec.apiKeySecretRef",
+            "the API key is given twice, here and in engine.env as OCTAVO_API_KEY; keep one",
+        )
     template = spec.pod_template
     if names.SERVICE_LABEL in ((template.get("metadata") or {}).get("labels") or {}):
         raise InvalidSpec(

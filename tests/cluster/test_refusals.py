@@ -64,6 +64,14 @@ def gpus(limit: object) -> dict[str, Any]:
             "not both",
         ),
         ({"cache": {"size": -1}}, "spec.cache.size", "not be negative"),
+        (
+            {
+                "apiKeySecretRef": {"name": "clients"},
+                "engine": {"env": [{"name": "OCTAVO_API_KEY", "value": "x"}]},
+            },
+            "spec.apiKeySecretRef",
+            "given twice",
+        ),
         ({"drain": {"seconds": 7201}}, "spec.drain.seconds", "7200"),
         ({"service": {"type": "ExternalName"}}, "spec.service.type", "ClusterIP"),
         ({"engine": {"extraArgs": ["--api-key=x"]}}, "spec.engine.extraArgs", "apiKeySecretRef"),

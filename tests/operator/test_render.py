@@ -90,10 +90,13 @@ def test_a_suspended_service_keeps_its_number() -> None:
         made = render(service(suspend=True, **arguments), replicas=live)[0]
         assert made["spec"]["replicas"] == 0
         assert made["metadata"]["annotations"][names.RESUME_ANNOTATION] == kept
-        assert read_replicas(made) == int(kept)
-        back = render(service(**arguments), replicas=read_replicas(made))[0]
+        assert read_replicas(made, True) == int(kept)
+        back = render(service(**arguments), replicas=read_replicas(made, False))[0]
         assert back["spec"]["replicas"] == int(kept)
         assert names.RESUME_ANNOTATION not in back["metadata"]["annotations"]
+    del made["metadata"]["annotations"][names.RESUME_ANNOTATION]  # by hand
+    assert read_replicas(made, True) is None
+    assert read_replicas(made, False) == 0
     # It shapes no pod: nothing rolls, then or later.
     assert made["spec"]["template"] == back["spec"]["template"]
 

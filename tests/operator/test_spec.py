@@ -112,6 +112,14 @@ from octavo_operator.spec import InvalidSpec, parse
             "spec.cache.persistentVolumeClaim",
             "match",
         ),
+        (
+            {
+                "apiKeySecretRef": {"name": "clients"},
+                "engine": {"env": [{"name": "OCTAVO_API_KEY", "value": "x"}]},
+            },
+            "spec.apiKeySecretRef",
+            "given twice",
+        ),
         ({"drain": {"seconds": 7201}}, "spec.drain.seconds", "7200"),
         ({"service": {"type": "ExternalName"}}, "spec.service.type", "ClusterIP"),
         ({"suspend": "yes"}, "spec.suspend", "boolean"),
