@@ -228,7 +228,8 @@ def bounds(
 ) -> tuple[int, int]:
     """(slots wanted of a batch without short sequences, slots at most)."""
     seqs = batch.num_decodes
-    wanted = max(1, cut.programs * multiprocessors(batch.context_lens.device) // kv_heads)
+    programs = cut.many_programs if seqs >= cut.many_seqs else cut.programs
+    wanted = max(1, programs * multiprocessors(batch.context_lens.device) // kv_heads)
     # The longest that a batch can be, cut into parts of the least length: no more slots than that.
     longest = max(1, batch.max_context_len)
     span = min(longest, sliding_window) if sliding_window else longest
