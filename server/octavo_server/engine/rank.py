@@ -99,6 +99,7 @@ class Rank:
             dtype=self._dtype,
             progress=self._progress,
             group=group,
+            foreign=self._foreign,
         )
         self._arena = Arena(self.device) if self.device.type == "cuda" else None
 

@@ -45,15 +45,17 @@ def load_model(
     dtype: torch.dtype,
     progress: Callable[[str], None],
     group: Group = SOLO,
+    foreign: int = 0,
 ) -> CausalLM:
     """Build this rank's part of the model on `device` and fill it; ready for `forward`.
 
     Raises CorruptModel (missing, unexpected or mis-shaped tensors), UnsupportedModel, OutOfMemory,
-    InvalidSettings where the group's size does not divide the model.
+    InvalidSettings where the group's size does not divide the model. Of the device's memory
+    `foreign` bytes were in use before.
     """
     needed = weight_bytes(model_config, str(dtype).removeprefix("torch."), group.size)
     if needed > _ADDRESSABLE_BYTES:
-        raise _out_of_memory(source, needed, dtype, device)
+        raise _out_of_memory(source, needed, dtype, device, foreign)
     max_len = engine_config.max_model_len
     try:
         with damage_in(f"the config of {source.name}"):
@@ -69,11 +71,11 @@ def load_model(
         started = time.monotonic()
         model.prepare()
     except (torch.OutOfMemoryError, MemoryError) as error:
-        raise _out_of_memory(source, needed, dtype, device) from error
+        raise _out_of_memory(source, needed, dtype, device, foreign) from error
     except RuntimeError as error:
         if "allocate memory" not in str(error):
             raise
-        raise _out_of_memory(source, needed, dtype, device) from error
+        raise _out_of_memory(source, needed, dtype, device, foreign) from error
     progress(f"weights prepared in {time.monotonic() - started:.1f} s")
     return model
 
@@ -189,10 +191,11 @@ def _matched(
 
 
 def _out_of_memory(
-    source: ModelSource, needed: int, dtype: torch.dtype, device: torch.device
+    source: ModelSource, needed: int, dtype: torch.dtype, device: torch.device, foreign: int
 ) -> OutOfMemory:
     name = str(dtype).removeprefix("torch.")
+    others = f"; {readable_bytes(foreign)} were in use before the engine started" if foreign else ""
     return OutOfMemory(
         f"the weights of {source.name} take {readable_bytes(needed)} in {name}, more than {device} "
-        "has free: free the GPU, use more GPUs or a smaller model"
+        f"has free{others}: free the GPU, use more GPUs or a smaller model"
     )

@@ -20,6 +20,7 @@ from octavo_server.models.layers import (
     NormedLinear,
     ResidualLinear,
 )
+from octavo_server.models.slab import Slab
 from octavo_server.models.slot import Piece, Slot, whole
 
 # Causal masks that old checkpoints carry as buffers.
@@ -106,10 +107,11 @@ class GPT2:
         *,
         max_len: int | None = None,
         group: Group = SOLO,
+        slab: Slab | None = None,
     ) -> None:
         self.shard = shard(config, group.rank, group.size)
         self.config = self.shard.config
-        makings = Makings(self.shard, group, ops, dtype, device)
+        makings = Makings(self.shard, group, ops, dtype, device, slab)
         self.embedding = Embedding(makings)
         self._positions_shape = (config.max_position, config.hidden_size)
         # The first rank adds them.

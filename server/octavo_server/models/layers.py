@@ -15,6 +15,7 @@ from torch import Tensor
 from octavo_kernels.ops import ActivationName, Ops
 from octavo_server.distributed.group import Group
 from octavo_server.distributed.shard import Shard, Span
+from octavo_server.models.slab import Slab
 from octavo_server.models.slot import Piece, Slot, whole
 
 
@@ -27,8 +28,11 @@ class Makings:
     ops: Ops
     dtype: torch.dtype
     device: torch.device
+    slab: Slab | None = None
 
     def empty(self, *shape: int) -> Tensor:
+        if self.slab is not None:
+            return self.slab.empty(shape, self.dtype)
         return torch.empty(shape, dtype=self.dtype, device=self.device)
 
 

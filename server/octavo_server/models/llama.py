@@ -19,6 +19,7 @@ from octavo_server.models.layers import (
     ResidualLinear,
 )
 from octavo_server.models.rotary import cos_sin_table
+from octavo_server.models.slab import Slab
 from octavo_server.models.slot import Slot, whole
 
 
@@ -116,11 +117,12 @@ class Llama:
         *,
         max_len: int | None = None,
         group: Group = SOLO,
+        slab: Slab | None = None,
     ) -> None:
         assert config.rope is not None
         self.shard = shard(config, group.rank, group.size)
         self.config = self.shard.config
-        makings = Makings(self.shard, group, ops, dtype, device)
+        makings = Makings(self.shard, group, ops, dtype, device, slab)
         self.embedding = Embedding(makings)
         self.layers = [Layer(makings, layer) for layer in range(config.num_layers)]
         self.norm = Norm(makings, bias=False)

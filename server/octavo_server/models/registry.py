@@ -10,6 +10,7 @@ from octavo_server.model_config import ModelConfig
 from octavo_server.models.causal_lm import CausalLM
 from octavo_server.models.gpt2 import GPT2
 from octavo_server.models.llama import Llama
+from octavo_server.models.slab import Slab, slab_bytes
 
 _CLASSES: dict[str, type[GPT2] | type[Llama]] = {"gpt2": GPT2, "llama": Llama}
 
@@ -27,4 +28,11 @@ def build_model(
 
     config is the whole model's. Raises InvalidSettings where the group's size does not divide it.
     """
-    return _CLASSES[config.family](config, ops, dtype, device, max_len=max_len, group=group)
+    # On a CPU `prepare` replaces weights one by one: memory of each comes back.
+    slab = None
+    if device.type == "cuda":
+        name = str(dtype).removeprefix("torch.")
+        slab = Slab(slab_bytes(config, name, group.size), device)
+    return _CLASSES[config.family](
+        config, ops, dtype, device, max_len=max_len, group=group, slab=slab
+    )
