@@ -41,6 +41,12 @@ class Layer:
         self.down = ResidualLinear(makings, share.inner, bias=True)
 
     def __call__(self, residual: Tensor, batch: Batch) -> None:
+        self._attend(residual, batch)
+        for part in residual.split(MLP_TOKENS):
+            self.down.add_to(part, self.up.of_norm(part, self.ln_2, "gelu"))
+
+    def _attend(self, residual: Tensor, batch: Batch) -> None:
+        """A call of its own, so that its activations are gone before the widest ones come."""
         qkv = self.qkv.of_norm(residual, self.ln_1).view(-1, 3, self.heads, self.head_size)
         query, key, value = qkv.unbind(1)
         key_cache, value_cache = batch.kv_caches[self.layer]
@@ -49,8 +55,6 @@ class Layer:
             query, key_cache, value_cache, batch.attention, scale=self.head_size**-0.5
         )
         self.output.add_to(residual, seen.view(len(seen), -1))
-        for part in residual.split(MLP_TOKENS):
-            self.down.add_to(part, self.up.of_norm(part, self.ln_2, "gelu"))
 
     def slots(self) -> dict[str, Slot]:
         found = self.ln_1.slots("ln_1") | self.ln_2.slots("ln_2")
