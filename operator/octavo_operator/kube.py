@@ -1,7 +1,7 @@
 """A thin asynchronous client of the API server: objects are plain dicts, errors are typed.
 
 `kubernetes.aio` finds the server and the credentials (kubeconfig or service account, exec plugins
-and token refresh included); requests are plain aiohttp, since the operator needs five verbs on five
+and token refresh included); requests are plain aiohttp, since the operator needs six verbs on six
 kinds.
 """
 
@@ -28,6 +28,7 @@ _PLURALS = {
     ("v1", "Service"): "services",
     ("policy/v1", "PodDisruptionBudget"): "poddisruptionbudgets",
     ("apps/v1", "Deployment"): "deployments",
+    ("coordination.k8s.io/v1", "Lease"): "leases",
     (names.API_VERSION, names.KIND): names.PLURAL,
 }
 
@@ -160,6 +161,15 @@ class Kube:
         path = path_of(manifest["apiVersion"], manifest["kind"], manifest["metadata"]["namespace"])
         query = {"fieldManager": names.FIELD_MANAGER}
         return await self._request("POST", path, query, manifest, "application/json")
+
+    async def replace(self, manifest: Object) -> Object:
+        """PUT; KubeError 409 if the resourceVersion in it is no longer the object's."""
+        metadata = manifest["metadata"]
+        path = path_of(
+            manifest["apiVersion"], manifest["kind"], metadata["namespace"], metadata["name"]
+        )
+        query = {"fieldManager": names.FIELD_MANAGER}
+        return await self._request("PUT", path, query, manifest, "application/json")
 
     async def _request(
         self,

@@ -1,0 +1,138 @@
+"""Two candidates for one lease, on a server that refuses stale writes; time is a number."""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+from typing import Any
+
+import pytest
+
+from octavo_operator import lease as module
+from octavo_operator.kube import KubeError, KubeUnreachable
+from octavo_operator.lease import DURATION_SECONDS, RENEW_SECONDS, Lease, LeadershipLost
+
+
+class Server:
+    def __init__(self) -> None:
+        self.live: dict[str, Any] | None = None
+        self.version = 0
+        self.away = False
+
+    async def get(self, *_: str) -> dict[str, Any] | None:
+        if self.away:
+            raise KubeUnreachable("away")
+        return copy.deepcopy(self.live)
+
+    async def create(self, manifest: dict[str, Any]) -> None:
+        if self.live is not None:
+            raise KubeError(409, "AlreadyExists", "")
+        self._store(manifest)
+
+    async def replace(self, manifest: dict[str, Any]) -> None:
+        if manifest["metadata"]["resourceVersion"] != str(self.version):
+            raise KubeError(409, "Conflict", "")
+        self._store(manifest)
+
+    def _store(self, manifest: dict[str, Any]) -> None:
+        self.version += 1
+        self.live = copy.deepcopy(manifest)
+        self.live["metadata"]["resourceVersion"] = str(self.version)
+
+
+class Scene:
+    def __init__(self) -> None:
+        self.now = 0.0
+        self.server = Server()
+
+    def candidate(self, name: str, ahead_seconds: float = 0.0) -> Lease:
+        kube: Any = self.server
+        return Lease(kube, "system", name, clock=lambda: self.now + ahead_seconds)
+
+
+@pytest.fixture
+def scene(monkeypatch: pytest.MonkeyPatch) -> Scene:
+    scene = Scene()
+
+    async def sleep(seconds: float) -> None:
+        scene.now += seconds
+
+    monkeypatch.setattr(module.asyncio, "sleep", sleep)
+    return scene
+
+
+def test_only_one_leads_and_the_other_waits_out_the_duration(scene: Scene) -> None:
+    async def story() -> None:
+        first, second = scene.candidate("a"), scene.candidate("b", ahead_seconds=1e6)
+        assert await first.attempt()
+        assert not await second.attempt()
+        scene.now += DURATION_SECONDS - 0.1
+        assert not await second.attempt()
+        assert await first.attempt()  # renewed: the second's count begins again
+        scene.now += 1
+        assert not await second.attempt()
+        scene.now += DURATION_SECONDS
+        assert await second.attempt()
+        assert not await first.attempt()
+        assert first.holder == "b"
+        assert scene.server.live is not None
+        assert scene.server.live["spec"]["leaseTransitions"] == 2
+
+    asyncio.run(story())
+
+
+def test_of_two_that_write_at_once_one_leads(scene: Scene) -> None:
+    async def story() -> None:
+        server = scene.server
+        first, second = scene.candidate("a"), scene.candidate("b")
+        await first.attempt()
+        await first.release()
+        stale = await server.get()
+
+        async def get_stale(*_: str) -> dict[str, Any] | None:
+            return stale
+
+        assert await first.attempt()
+        server.get = get_stale  # type: ignore[method-assign]
+        assert not await second.attempt()
+        assert server.live is not None
+        assert server.live["spec"]["holderIdentity"] == "a"
+
+    asyncio.run(story())
+
+
+def test_a_released_lease_is_free_at_once(scene: Scene) -> None:
+    async def story() -> None:
+        first, second = scene.candidate("a"), scene.candidate("b")
+        assert await first.attempt()
+        assert not await second.attempt()
+        await second.release()  # not its own: stays
+        assert not await second.attempt()
+        await first.release()
+        assert await second.attempt()
+
+    asyncio.run(story())
+
+
+def test_a_leader_that_cannot_renew_stops_before_another_can_start(scene: Scene) -> None:
+    async def story() -> None:
+        first = scene.candidate("a")
+        await first.attempt()
+        scene.server.away = True
+        with pytest.raises(LeadershipLost, match="not renewed"):
+            await first.keep()
+        assert RENEW_SECONDS <= scene.now < DURATION_SECONDS
+
+    asyncio.run(story())
+
+
+def test_a_leader_that_was_replaced_stops_at_its_next_renewal(scene: Scene) -> None:
+    async def story() -> None:
+        first, second = scene.candidate("a"), scene.candidate("b")
+        await first.attempt()
+        await first.release()
+        await second.attempt()
+        with pytest.raises(LeadershipLost, match="b leads"):
+            await first.keep()
+
+    asyncio.run(story())
