@@ -10,7 +10,7 @@ import pytest
 
 from octavo_operator import lease as module
 from octavo_operator.kube import KubeError, KubeUnreachable
-from octavo_operator.lease import DURATION_SECONDS, RENEW_SECONDS, Lease, LeadershipLost
+from octavo_operator.lease import DURATION_SECONDS, RENEW_SECONDS, LeadershipLost, Lease
 
 
 class Server:
