@@ -10,14 +10,13 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from datetime import UTC, datetime
 from typing import Any
 
 from octavo_operator.kube import Kube, KubeError, KubeUnreachable
 
 API_VERSION = "coordination.k8s.io/v1"
-NAME = "octavo-operator"
 
 DURATION_SECONDS = 15
 """How long the others wait for a leader that says nothing."""
@@ -41,11 +40,13 @@ class Lease:
         self,
         kube: Kube,
         namespace: str,
+        name: str,
         identity: str,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._kube = kube
         self._namespace = namespace
+        self._name = name
         self._identity = identity
         self._clock = clock
         self._seen: dict[str, Any] | None = None
@@ -60,7 +61,7 @@ class Lease:
         KubeError and KubeUnreachable if that cannot be known.
         """
         started = self._clock()
-        live = await self._kube.get(API_VERSION, "Lease", self._namespace, NAME)
+        live = await self._kube.get(API_VERSION, "Lease", self._namespace, self._name)
         spec = (live or {}).get("spec") or {}
         if spec != self._seen:
             self._seen, self._seen_at = spec, self._clock()
@@ -79,8 +80,10 @@ class Lease:
         self._renewed_at = started
         return True
 
-    async def acquire(self) -> None:
-        """Returns when this process leads, however long that takes."""
+    async def acquire(self, stands_by: Callable[[], None] = lambda: None) -> None:
+        """Returns when this process leads, however long that takes; meanwhile `stands_by` is called
+        whenever another is seen to lead.
+        """
         told = None
         while True:
             try:
@@ -88,6 +91,7 @@ class Lease:
                     if await self.attempt():
                         log.info("leading as %s", self._identity)
                         return
+                stands_by()
                 if self.holder != told:
                     told = self.holder
                     log.info("standing by; %s leads", told or "nobody yet")
@@ -115,7 +119,7 @@ class Lease:
         """Lets the next one lead at its next attempt. A failure costs it the lease's duration."""
         try:
             async with asyncio.timeout(RETRY_SECONDS):
-                live = await self._kube.get(API_VERSION, "Lease", self._namespace, NAME)
+                live = await self._kube.get(API_VERSION, "Lease", self._namespace, self._name)
                 spec = (live or {}).get("spec") or {}
                 if live is not None and spec.get("holderIdentity") == self._identity:
                     await self._write(live, spec, "")
@@ -135,7 +139,46 @@ class Lease:
         }
         manifest = {"apiVersion": API_VERSION, "kind": "Lease", "spec": wanted}
         if live is None:
-            metadata = {"name": NAME, "namespace": self._namespace}
+            metadata = {"name": self._name, "namespace": self._namespace}
             await self._kube.create({**manifest, "metadata": metadata})
         else:
             await self._kube.replace({**manifest, "metadata": live["metadata"]})
+
+
+async def lead(
+    lease: Lease,
+    serve: Callable[[], Coroutine[None, None, None]],
+    stopped: asyncio.Event,
+    stands_by: Callable[[], None],
+) -> None:
+    """`serve()` once this process leads, and release the lease behind it; nothing if `stopped`
+    comes first.
+
+    LeadershipLost where the lead goes to another: `serve` was cancelled, and ends before that one
+    can start.
+    """
+    acquiring = asyncio.ensure_future(lease.acquire(stands_by))
+    stopping = asyncio.ensure_future(stopped.wait())
+    await asyncio.wait({acquiring, stopping}, return_when=asyncio.FIRST_COMPLETED)
+    stopping.cancel()
+    if not acquiring.done():
+        acquiring.cancel()
+        await asyncio.wait({acquiring})
+        await lease.release()  # it may have come with the last answer
+        return
+    await acquiring
+    keeping, serving = asyncio.ensure_future(lease.keep()), asyncio.ensure_future(serve())
+    try:
+        await asyncio.wait({keeping, serving}, return_when=asyncio.FIRST_COMPLETED)
+        if keeping.done():
+            serving.cancel()
+            await asyncio.wait({serving}, timeout=DURATION_SECONDS - RENEW_SECONDS - 1)
+            await keeping
+        await serving
+    finally:
+        lost = keeping.done()
+        for task in (keeping, serving):
+            task.cancel()
+        await asyncio.wait({keeping, serving}, timeout=RETRY_SECONDS)
+        if not lost:
+            await lease.release()

@@ -9,24 +9,34 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
+import secrets
+import signal
 import socket
-from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from typing import Any
 
 import click
 import kopf
 
 from octavo_operator import names
+from octavo_operator.health import Health
 from octavo_operator.kube import Kube, KubeError, KubeUnreachable, NoCluster, load_configuration
+from octavo_operator.lease import LeadershipLost, Lease, lead
+from octavo_operator.listening import listening
+from octavo_operator.logs import configure_logs, logging_about
 from octavo_operator.metrics import Metrics
 from octavo_operator.queue import BATCH_SECONDS, Key, Queue, work
 from octavo_operator.reconcile import reconcile
+from octavo_operator.startup import check_port, check_served
 
 WORKERS = 8
 """Passes at a time; each is a handful of requests to the API server."""
 
-STALLED_SECONDS = 300.0
-"""A key that waits this long for a worker means that all workers hang: the probe then fails."""
+KOPF_SECONDS = 2.0
+"""How long Kopf may take to end its watches: they write nothing."""
+
+LEADING, STANDING_BY = "leading", "standing by"
 
 log = logging.getLogger(__name__)
 
@@ -49,7 +59,7 @@ def configure(settings: kopf.OperatorSettings) -> None:
 
 
 def register(registry: kopf.OperatorRegistry, queue: Queue, metrics: Metrics) -> None:
-    """The events that ask for a pass, and the probe that watches the queue."""
+    """The events that ask for a pass."""
 
     @kopf.on.event(names.GROUP, names.VERSION, names.PLURAL, registry=registry)
     async def service_changed(
@@ -71,12 +81,6 @@ def register(registry: kopf.OperatorRegistry, queue: Queue, metrics: Metrics) ->
     budgets = ("policy", "v1", "poddisruptionbudgets")
     kopf.on.event(*budgets, labels=watched, registry=registry)(child_changed)
     kopf.on.event("", "v1", "pods", labels=watched, registry=registry)(child_changed)
-
-    @kopf.on.probe(id="queue", registry=registry)
-    async def queue_moves(**_: Any) -> str:
-        if (overdue := queue.overdue_seconds()) > STALLED_SECONDS:
-            raise RuntimeError(f"no pass for {overdue:.0f} s")
-        return f"{len(queue)} waiting"
 
 
 async def login(**_: Any) -> kopf.ConnectionInfo:
@@ -112,99 +116,109 @@ async def enqueue_all(kube: Kube, queue: Queue, namespaces: tuple[str, ...], eve
             log.warning("periodic pass skipped: %s", error)
 
 
-async def run(
-    *,
-    namespaces: tuple[str, ...],
-    image: str,
-    liveness_port: int,
-    metrics_port: int,
-    resync_seconds: float,
-) -> None:
-    """Until SIGTERM or SIGINT. ClickException if the cluster is not there or lacks the CRD."""
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What `octavo operator` was told."""
+
+    namespaces: tuple[str, ...]
+    image: str
+    liveness_port: int
+    metrics_port: int
+    resync_seconds: float
+    lease_namespace: str
+    lease_name: str
+
+
+async def run(options: Options) -> None:
+    """Until SIGTERM or SIGINT. ClickException if the cluster is not there or lacks the CRD, or
+    where another operator took the lead.
+    """
+    stopped = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):  # on standby; Kopf puts its own instead
+        loop.add_signal_handler(number, stopped.set)
     try:
         configuration = await load_configuration()
     except NoCluster as error:
         raise click.ClickException(str(error)) from None
     async with contextlib.AsyncExitStack() as stack:
         queue = Queue()
-        metrics = Metrics(queue)
+        metrics, health = Metrics(queue), Health(queue)
         kube = await stack.enter_async_context(Kube(configuration, metrics.saw_request))
-        await check_served(kube, namespaces)
-        check_port(liveness_port, "--liveness-port")
-        check_port(metrics_port, "--metrics-port")
-        await stack.enter_async_context(metrics.served(metrics_port))
-        where = ", ".join(namespaces) or "all namespaces"
-        log.info("serving %s of %s; default image %s", where, configuration.host, image)
-        registry = kopf.OperatorRegistry()
-        settings = kopf.OperatorSettings()
-        configure(settings)
-        register(registry, queue, metrics)
-        kopf.on.login(registry=registry)(login)
+        await check_served(kube, options.namespaces)
+        check_port(options.liveness_port, "--liveness-port")
+        check_port(options.metrics_port, "--metrics-port")
+        probes = {"/healthz": health.alive, "/readyz": health.ready}
+        await stack.enter_async_context(listening(options.liveness_port, probes))
+        await stack.enter_async_context(
+            listening(options.metrics_port, {"/metrics": metrics.answer})
+        )
 
-        async def do(key: Key) -> None:
-            with metrics.passing():
-                look_again_seconds = await reconcile(kube, *key, image=image)
-            if look_again_seconds is not None:
-                queue.add(key, look_again_seconds)
+        def doing(what: str) -> None:
+            health.doing = what
+            metrics.leads(what == LEADING)
 
-        background: list[Callable[[], Awaitable[None]]] = [
-            lambda: work(queue, do) for _ in range(WORKERS)
-        ]
-        background.append(lambda: enqueue_all(kube, queue, namespaces, resync_seconds))
-        tasks = [asyncio.ensure_future(each()) for each in background]
+        async def serving() -> None:
+            doing(LEADING)
+            where = ", ".join(options.namespaces) or "all namespaces"
+            log.info("serving %s of %s; default image %s", where, configuration.host, options.image)
+            await serve(kube, queue, metrics, options)
+
+        if not options.lease_namespace:
+            await serving()
+            return
+        lease = Lease(kube, options.lease_namespace, options.lease_name, identity())
         try:
-            await kopf.operator(
-                registry=registry,
-                settings=settings,
-                standalone=True,
-                clusterwide=not namespaces,
-                namespaces=namespaces,
-                liveness_endpoint=f"http://0.0.0.0:{liveness_port}/healthz"
-                if liveness_port
-                else None,
-            )
-        except Exception as error:
-            # A watch ended for good: the CRD or a right was removed. The Deployment starts the
-            # operator again, until what is missing is back.
-            await check_served(kube, namespaces)
-            raise click.ClickException(f"cannot watch the cluster any more: {error}") from error
-        finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+            await lead(lease, serving, stopped, lambda: doing(STANDING_BY))
+        except LeadershipLost as error:
+            raise click.ClickException(f"stopped: {error}") from None
 
 
-async def check_served(kube: Kube, namespaces: tuple[str, ...]) -> None:
-    """One clear line instead of a watch that never starts."""
+async def serve(kube: Kube, queue: Queue, metrics: Metrics, options: Options) -> None:
+    """Watches and passes, until Kopf ends; cancelled, no pass goes on."""
+    registry, settings = kopf.OperatorRegistry(), kopf.OperatorSettings()
+    configure(settings)
+    register(registry, queue, metrics)
+    kopf.on.login(registry=registry)(login)
+
+    async def do(key: Key) -> None:
+        with metrics.passing(), logging_about(key):
+            look_again_seconds = await reconcile(kube, *key, image=options.image)
+        if look_again_seconds is not None:
+            queue.add(key, look_again_seconds)
+
+    tasks = [asyncio.ensure_future(work(queue, do)) for _ in range(WORKERS)]
+    every = options.resync_seconds
+    tasks.append(asyncio.ensure_future(enqueue_all(kube, queue, options.namespaces, every)))
+    watches = asyncio.ensure_future(
+        kopf.operator(
+            registry=registry,
+            settings=settings,
+            standalone=True,
+            clusterwide=not options.namespaces,
+            namespaces=options.namespaces,
+        )
+    )
     try:
-        await kube.list(names.API_VERSION, names.KIND, namespaces[0] if namespaces else None)
-    except KubeError as error:
-        if error.code == 404:
-            raise click.ClickException(
-                f"the cluster does not know {names.KIND}: apply crds/inferenceservice.yaml first"
-            ) from None
-        raise click.ClickException(f"cannot list {names.PLURAL}: {error}") from None
-    except KubeUnreachable as error:
-        raise click.ClickException(str(error)) from None
+        # Not `await watches`: cancelled, that would first wait for Kopf's end.
+        await asyncio.wait({watches})
+        await watches
+    except Exception as error:
+        # A watch ended for good: the CRD or a right was removed. The Deployment starts the
+        # operator again, until what is missing is back.
+        await check_served(kube, options.namespaces)
+        raise click.ClickException(f"cannot watch the cluster any more: {error}") from error
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        watches.cancel()
+        await asyncio.wait({watches}, timeout=KOPF_SECONDS)
 
 
-def check_port(port: int, flag: str) -> None:
-    """ClickException if nothing could listen there; 0 means that nothing is to."""
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind(("0.0.0.0", port))
-        except OSError as error:
-            raise click.ClickException(
-                f"cannot listen on port {port} ({error.strerror}): pass another {flag}"
-            ) from None
-
-
-def one_line(record: logging.LogRecord) -> bool:
-    """A filter: Kopf's errors without their tracebacks, whose last line the message repeats."""
-    if record.name.partition(".")[0] == "kopf":
-        record.exc_info = None
-    return True
+def identity() -> str:
+    """In a cluster the pod's name, so that a container that was restarted leads at once again."""
+    return os.environ.get("POD_NAME") or f"{socket.gethostname()}-{secrets.token_hex(4)}"
 
 
 @click.command("operator")
@@ -243,28 +257,26 @@ def one_line(record: logging.LogRecord) -> bool:
     type=click.FloatRange(min=1),
     help="Each object gets a pass at least this often, events or not.",
 )
+@click.option(
+    "--lease-namespace",
+    default="",
+    help="Where the Lease is by which one of several operators leads. Default: it is alone.",
+)
+@click.option(
+    "--lease-name",
+    default=names.FIELD_MANAGER + "-operator",
+    show_default=True,
+    help="Operators that share it take turns.",
+)
+@click.option(
+    "--log-format",
+    type=click.Choice(["text", "json"]),
+    default="text",
+    show_default=True,
+    help="JSON: one object a line, with the InferenceService that it is about.",
+)
 @click.option("--verbose", is_flag=True, help="Log what Kopf does, too.")
-def command(
-    namespaces: tuple[str, ...],
-    image: str,
-    liveness_port: int,
-    metrics_port: int,
-    resync_seconds: float,
-    verbose: bool,
-) -> None:
+def command(log_format: str, verbose: bool, **options: Any) -> None:
     """Run the operator against the cluster of $KUBECONFIG, or of the pod it runs in."""
-    kopf.configure(verbose=verbose)
-    if not verbose:
-        for noisy in ("kopf", "aiohttp.access"):
-            logging.getLogger(noisy).setLevel(logging.WARNING)
-        for handler in logging.getLogger().handlers:
-            handler.addFilter(one_line)
-    asyncio.run(
-        run(
-            namespaces=namespaces,
-            image=image,
-            liveness_port=liveness_port,
-            metrics_port=metrics_port,
-            resync_seconds=resync_seconds,
-        )
-    )
+    configure_logs(as_json=log_format == "json", verbose=verbose)
+    asyncio.run(run(Options(**options)))

@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections import Counter as Tally
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from aiohttp import web
@@ -56,6 +56,11 @@ class Metrics:
         ):
             gauge = Gauge(f"octavo_operator_{name}", what, registry=self.registry)
             gauge.set_function(read)
+        self._leader = Gauge(
+            "octavo_operator_leader",
+            "1 while this process does the passes; 0 on standby.",
+            registry=self.registry,
+        )
         self._services = _Services()
         self.registry.register(self._services)
 
@@ -82,23 +87,11 @@ class Metrics:
     def forgot_service(self, key: Key) -> None:
         self._services.ready.pop(key, None)
 
-    @contextlib.asynccontextmanager
-    async def served(self, port: int) -> AsyncIterator[None]:
-        """`/metrics` answers on `port`; on none if that is 0. Raises OSError if it is taken."""
-        if not port:
-            yield
-            return
-        app = web.Application()
-        app.router.add_get("/metrics", self._answer)
-        runner = web.AppRunner(app, access_log=None)
-        await runner.setup()
-        try:
-            await web.TCPSite(runner, "0.0.0.0", port).start()
-            yield
-        finally:
-            await runner.cleanup()
+    def leads(self, leads: bool) -> None:
+        self._leader.set(leads)
 
-    async def _answer(self, _: web.Request) -> web.Response:
+    async def answer(self, _: web.Request) -> web.Response:
+        """A scrape."""
         headers = {"Content-Type": "text/plain; version=0.0.4; charset=utf-8"}
         return web.Response(body=generate_latest(self.registry), headers=headers)
 

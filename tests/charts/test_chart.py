@@ -83,7 +83,11 @@ def test_lint() -> None:
 
 def test_cluster_wide_install_has_the_tested_rules() -> None:
     kinds = template()
-    assert set(kinds) == {"ServiceAccount", "ClusterRole", "ClusterRoleBinding", "Deployment"}
+    assert set(kinds) == {
+        "ServiceAccount", "ClusterRole", "ClusterRoleBinding", "Role", "RoleBinding", "Deployment",
+    }  # fmt: skip
+    assert kinds["Role"][0]["rules"] == RBAC["Role"]["rules"]
+    assert kinds["RoleBinding"][0]["subjects"] == RBAC["RoleBinding"]["subjects"]
     assert kinds["ClusterRole"][0]["rules"] == RULES
     assert kinds["ClusterRoleBinding"][0]["subjects"] == RBAC["ClusterRoleBinding"]["subjects"]
     pod = kinds["Deployment"][0]["spec"]["template"]["spec"]
@@ -93,14 +97,20 @@ def test_cluster_wide_install_has_the_tested_rules() -> None:
         "--resync-seconds=300",
         "--liveness-port=8080",
         "--metrics-port=9090",
+        "--lease-namespace=octavo-system",
+        "--lease-name=octavo-operator",
+        "--log-format=json",
     ]
+    assert pod["containers"][0]["env"][0]["name"] == "POD_NAME"
 
 
 def test_namespaced_install_has_nothing_cluster_wide() -> None:
     kinds = template("--set", "watchNamespaces={a,b}")
     assert set(kinds) == {"ServiceAccount", "Role", "RoleBinding", "Deployment"}
-    assert [each["metadata"]["namespace"] for each in kinds["Role"]] == ["a", "b"]
-    assert all(each["rules"] == RULES for each in kinds["Role"])
+    *served, leader = kinds["Role"]
+    assert [each["metadata"]["namespace"] for each in served] == ["a", "b"]
+    assert all(each["rules"] == RULES for each in served)
+    assert leader["metadata"]["namespace"] == "octavo-system"
     arguments = kinds["Deployment"][0]["spec"]["template"]["spec"]["containers"][0]["args"]
     assert arguments[-2:] == ["--namespace=a", "--namespace=b"]
 

@@ -13,11 +13,11 @@ from click import ClickException
 from click.testing import CliRunner
 from tests.operator.services import EXAMPLES, ROOT
 
-from octavo_operator.main import check_port
 from octavo_operator.main import command as operator_command
 from octavo_operator.manifests import read_services
 from octavo_operator.render import render
 from octavo_operator.render_command import command
+from octavo_operator.startup import check_port
 
 
 def test_render_prints_what_is_applied() -> None:

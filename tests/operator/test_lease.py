@@ -10,7 +10,7 @@ import pytest
 
 from octavo_operator import lease as module
 from octavo_operator.kube import KubeError, KubeUnreachable
-from octavo_operator.lease import DURATION_SECONDS, RENEW_SECONDS, LeadershipLost, Lease
+from octavo_operator.lease import DURATION_SECONDS, RENEW_SECONDS, LeadershipLost, Lease, lead
 
 
 class Server:
@@ -47,15 +47,16 @@ class Scene:
 
     def candidate(self, name: str, ahead_seconds: float = 0.0) -> Lease:
         kube: Any = self.server
-        return Lease(kube, "system", name, clock=lambda: self.now + ahead_seconds)
+        return Lease(kube, "system", "octavo", name, clock=lambda: self.now + ahead_seconds)
 
 
 @pytest.fixture
 def scene(monkeypatch: pytest.MonkeyPatch) -> Scene:
-    scene = Scene()
+    scene, real_sleep = Scene(), asyncio.sleep
 
     async def sleep(seconds: float) -> None:
         scene.now += seconds
+        await real_sleep(0)
 
     monkeypatch.setattr(module.asyncio, "sleep", sleep)
     return scene
@@ -134,5 +135,74 @@ def test_a_leader_that_was_replaced_stops_at_its_next_renewal(scene: Scene) -> N
         await second.attempt()
         with pytest.raises(LeadershipLost, match="b leads"):
             await first.keep()
+
+    asyncio.run(story())
+
+
+class Work:
+    """What a leader does, until it is cancelled or told that it is over."""
+
+    def __init__(self) -> None:
+        self.began = self.cancelled = False
+        self.over = asyncio.Event()
+
+    async def __call__(self) -> None:
+        self.began = True
+        try:
+            await self.over.wait()
+        except asyncio.CancelledError:
+            self.cancelled = True
+            raise
+
+
+def test_work_goes_on_while_it_leads_and_the_lease_is_free_after(scene: Scene) -> None:
+    async def story() -> None:
+        work, stopped = Work(), asyncio.Event()
+        work.over.set()
+        await lead(scene.candidate("a"), work, stopped, lambda: None)
+        assert work.began
+        assert not work.cancelled
+        assert await scene.candidate("b").attempt()
+
+    asyncio.run(story())
+
+
+def test_work_is_cancelled_where_the_lead_is_lost(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def story() -> None:
+        first, work = scene.candidate("a"), Work()
+
+        async def sleep(seconds: float) -> None:
+            scene.now += seconds
+            await asyncio.wait({asyncio.ensure_future(work.over.wait())}, timeout=0.001)
+            if work.began:
+                scene.server.away = True
+
+        monkeypatch.setattr(module.asyncio, "sleep", sleep)
+        with pytest.raises(LeadershipLost):
+            await lead(first, work, asyncio.Event(), lambda: None)
+        assert work.cancelled
+        assert scene.now < DURATION_SECONDS
+
+    asyncio.run(story())
+
+
+def test_one_that_stands_by_can_be_stopped(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def story() -> None:
+        stopped, work, seen = asyncio.Event(), Work(), []
+
+        async def sleep(seconds: float) -> None:
+            if len(seen) == 3:
+                stopped.set()
+            await asyncio.wait({asyncio.ensure_future(stopped.wait())}, timeout=0.001)
+
+        monkeypatch.setattr(module.asyncio, "sleep", sleep)
+        first = scene.candidate("a")
+        await first.attempt()
+        await lead(scene.candidate("b"), work, stopped, lambda: seen.append(1))
+        assert len(seen) == 3
+        assert not work.began
+        assert await first.attempt()
 
     asyncio.run(story())

@@ -8,6 +8,7 @@ import socket
 import aiohttp
 import pytest
 
+from octavo_operator.listening import listening
 from octavo_operator.metrics import Metrics
 from octavo_operator.queue import Queue
 
@@ -43,7 +44,7 @@ def test_all_of_it() -> None:
         metrics.saw_service(("ns", "c"), {"conditions": [{"type": "Ready", "status": "False"}]})
         metrics.forgot_service(("ns", "c"))
         port = free_port()
-        async with metrics.served(port):
+        async with listening(port, {"/metrics": metrics.answer}):
             return await read(port)
 
     found = asyncio.run(scenario())
@@ -64,7 +65,7 @@ def test_all_of_it() -> None:
 
 def test_none_without_a_port() -> None:
     async def scenario() -> None:
-        async with Metrics(Queue()).served(0):
+        async with listening(0, {"/metrics": Metrics(Queue()).answer}):
             pass
 
     asyncio.run(scenario())
