@@ -7,7 +7,10 @@ kinds.
 
 from __future__ import annotations
 
+import asyncio
+import itertools
 import os
+import random
 import ssl
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -34,14 +37,27 @@ _PLURALS = {
 
 _TIMEOUT = aiohttp.ClientTimeout(total=30)
 
+ATTEMPTS = 4
+FIRST_WAIT_SECONDS = 0.5
+MOST_WAIT_SECONDS = 10.0
+
+_AWAY = frozenset({502, 503, 504})
+"""Not 500: that is also the answer to an apply whose patch fits no type, and stays it."""
+
+_REPEATABLE = frozenset({"GET", "PATCH"})
+"""What the server may have done all the same, and may do twice: ours are applies and merges."""
+
 
 class KubeError(Exception):
     """The API server refused or failed; `code` is the HTTP status, `reason` its machine word."""
 
-    def __init__(self, code: int, reason: str, message: str) -> None:
+    def __init__(
+        self, code: int, reason: str, message: str, retry_after_seconds: float = 0.0
+    ) -> None:
         super().__init__(message or f"the API server answered {code}")
         self.code = code
         self.reason = reason
+        self.retry_after_seconds = retry_after_seconds
 
 
 class KubeUnreachable(Exception):
@@ -179,6 +195,24 @@ class Kube:
         body: Any = None,
         content_type: str = "application/json",
     ) -> Object:
+        """Asked again a few times where the server is only too busy, so that a pass need not begin
+        anew.
+        """
+        for attempt in itertools.count(1):
+            try:
+                return await self._request_once(method, path, query, body, content_type)
+            except KubeError as error:
+                busy = error.code == 429 or (error.code in _AWAY and method in _REPEATABLE)
+                if not busy or attempt == ATTEMPTS:
+                    raise
+                wait = error.retry_after_seconds or FIRST_WAIT_SECONDS * 2 ** (attempt - 1)
+            # Not all who were sent away come back at once.
+            await asyncio.sleep(min(wait, MOST_WAIT_SECONDS) * random.uniform(1, 1.5))
+        raise AssertionError("not reached")
+
+    async def _request_once(
+        self, method: str, path: str, query: Mapping[str, str] | None, body: Any, content_type: str
+    ) -> Object:
         assert self._session is not None, "use `async with Kube(...)`"
         headers = {"Accept": "application/json", "Content-Type": content_type}
         configuration = self._configuration
@@ -203,7 +237,13 @@ class Kube:
             raise KubeUnreachable(f"the API server does not answer: {problem}") from error
         self._saw_request(method, response.status)
         if response.status >= 400:
-            raise KubeError(response.status, answer.get("reason", ""), answer.get("message", ""))
+            after = response.headers.get("Retry-After", "")
+            raise KubeError(
+                response.status,
+                answer.get("reason", ""),
+                answer.get("message", ""),
+                float(after) if after.isdecimal() else 0.0,
+            )
         return answer
 
 
