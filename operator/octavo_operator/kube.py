@@ -173,6 +173,19 @@ class Kube:
         query = {"fieldManager": names.FIELD_MANAGER}
         return await self._request("PATCH", path, query, body, "application/merge-patch+json")
 
+    async def scale(self, live: Object, replicas: int) -> Object:
+        """spec.replicas through /scale; KubeError 409 if the object is not as `live` any more."""
+        metadata = live["metadata"]
+        path = path_of(
+            live["apiVersion"], live["kind"], metadata["namespace"], metadata["name"], "scale"
+        )
+        body = {
+            "metadata": {"resourceVersion": metadata["resourceVersion"]},
+            "spec": {"replicas": replicas},
+        }
+        query = {"fieldManager": names.FIELD_MANAGER}
+        return await self._request("PATCH", path, query, body, "application/merge-patch+json")
+
     async def create(self, manifest: Object) -> Object:
         path = path_of(manifest["apiVersion"], manifest["kind"], manifest["metadata"]["namespace"])
         query = {"fieldManager": names.FIELD_MANAGER}

@@ -20,6 +20,7 @@ from octavo_operator.events import post_event
 from octavo_operator.kube import Kube, KubeError, KubeUnreachable
 from octavo_operator.observe import observe_facts, observe_objects
 from octavo_operator.render import render
+from octavo_operator.replicas import read_replicas, seed_replicas, wanted_before
 from octavo_operator.rollout import with_cause
 from octavo_operator.spec import InferenceService, InvalidSpec, parse
 from octavo_operator.status import decide_invalid, decide_status
@@ -58,7 +59,7 @@ async def reconcile(
     generation = live["metadata"]["generation"]
     try:
         service = parse(live)
-        status = await _reconcile_valid(kube, service, image, previous, now)
+        status = await _reconcile_valid(kube, live, service, image, now)
     except InvalidSpec as error:
         status = decide_invalid(generation, str(error), previous, now())
     except KubeUnreachable:
@@ -109,11 +110,12 @@ async def _write(
 
 async def _reconcile_valid(
     kube: Kube,
+    live: dict[str, Any],
     service: InferenceService,
     image: str,
-    previous: dict[str, Any],
     now: Callable[[], str],
 ) -> dict[str, Any]:
+    previous = live.get("status") or {}
     objects = await observe_objects(kube, service)
     deployment = objects["Deployment"]
     if conflicts := {
@@ -129,6 +131,7 @@ async def _reconcile_valid(
     replicas = None if service.spec.suspend else wanted_before(previous)
     if deployment is not None:
         replicas = read_replicas(deployment, service.spec.suspend)
+    replicas = await seed_replicas(kube, live, service, replicas)
     problem = None
     for manifest in render(service, image=image, replicas=replicas):
         kind = manifest["kind"]
@@ -143,23 +146,6 @@ async def _reconcile_valid(
             deployment = applied
     facts = await observe_facts(kube, service, deployment, problem)
     return decide_status(service, facts, previous, now())
-
-
-def read_replicas(deployment: dict[str, Any], suspended: bool) -> int | None:
-    """How many pods are wanted; of a suspended service, how many will be. None: nobody knows."""
-    annotations = deployment["metadata"].get("annotations") or {}
-    kept = str(annotations.get(names.RESUME_ANNOTATION, ""))
-    replicas: int | None = deployment["spec"].get("replicas")
-    if kept.isdecimal():
-        return int(kept)
-    # Somebody removed the annotation: 0 is what suspending made of it, not what was there.
-    return None if suspended and replicas == 0 else replicas
-
-
-def wanted_before(previous: dict[str, Any]) -> int | None:
-    """How many pods the last pass saw wanted: a Deployment deleted by hand comes back with them."""
-    wanted = str(previous.get("readyOfWanted", "")).rpartition("/")[2]
-    return int(wanted) if wanted.isdecimal() else None
 
 
 def diff(previous: dict[str, Any], status: dict[str, Any]) -> dict[str, Any] | None:

@@ -80,7 +80,7 @@ def decide_conditions(service: InferenceService, facts: Facts) -> list[Condition
                 conditions.NOT_YET_AVAILABLE,
                 "this version of Octavo does not scale by itself: autoscaling is accepted and the "
                 f"service stays at {facts.wanted}; a HorizontalPodAutoscaler of your own works on "
-                "its /scale once spec.replicas is set",
+                "its /scale",
             )
         )
     return result

@@ -10,7 +10,7 @@ from tests.operator.services import NOW, manifest
 
 from octavo_operator import reconcile as module
 from octavo_operator.kube import KubeError
-from octavo_operator.reconcile import reconcile, wanted_before
+from octavo_operator.reconcile import reconcile
 
 
 class Cluster:
@@ -65,9 +65,3 @@ def test_an_older_one_keeps_its_conditions() -> None:
     told = {"type": "Ready", "status": "True", "reason": "Serving", "message": "m"}
     cluster = Cluster(KubeError(500, "x", "y"), {"conditions": [told]})
     assert cluster.attempt() == {"Ready": "Serving"}
-
-
-def test_wanted_before() -> None:
-    assert wanted_before({"readyOfWanted": "1/3"}) == 3
-    assert wanted_before({"readyOfWanted": "0/0"}) == 0
-    assert wanted_before({}) is None

@@ -8,10 +8,10 @@ import pytest
 from tests.operator.services import service
 
 from octavo_operator import names
-from octavo_operator.reconcile import read_replicas
 from octavo_operator.render import render
 from octavo_operator.render.deployment import choose_image
 from octavo_operator.render.drain import PRE_STOP_SECONDS, STOP_SECONDS
+from octavo_operator.replicas import read_replicas
 
 
 def deployment(**arguments: Any) -> dict[str, Any]:
