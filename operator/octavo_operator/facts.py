@@ -25,6 +25,8 @@ class PodFacts:
 class Facts:
     """`revision` and `cause` are those of the Deployment as it is now; "" if there is none.
 
+    `waiting` is what an upgrade that nobody asked for would change.
+
     `problem` concerns the whole service (a refused apply, a name that is taken, refused pods) and
     outweighs those of single pods; a rollout that stands still (Stalled) does not. `ending` counts
     pods that are being deleted. `failed` is what the newest pod failed of that the kubelet gave up.
@@ -33,6 +35,7 @@ class Facts:
     wanted: int = 0
     revision: str = ""
     cause: str = ""
+    waiting: str = ""
     pods: tuple[PodFacts, ...] = ()
     ending: int = 0
     problem: Problem | None = None

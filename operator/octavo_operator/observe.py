@@ -57,6 +57,7 @@ async def observe_facts(
         wanted=deployment["spec"].get("replicas", 1),
         revision=revision,
         cause=annotations.get(names.CHANGE_CAUSE_ANNOTATION, ""),
+        waiting=annotations.get(names.WAITING_ANNOTATION, ""),
         pods=read_pods(pods),
         ending=count_ending(pods),
         problem=problem or read_deployment_problem(deployment),

@@ -19,6 +19,7 @@ from octavo_operator.conditions import (
 from octavo_operator.events import post_event
 from octavo_operator.kube import Kube, KubeError, KubeUnreachable
 from octavo_operator.observe import observe_facts, observe_objects
+from octavo_operator.pinning import pin, pinned_image
 from octavo_operator.render import render
 from octavo_operator.replicas import read_replicas, seed_replicas, wanted_before
 from octavo_operator.rollout import with_cause
@@ -133,9 +134,11 @@ async def _reconcile_valid(
         replicas = read_replicas(deployment, service.spec.suspend)
     replicas = await seed_replicas(kube, live, service, replicas)
     problem = None
-    for manifest in render(service, image=image, replicas=replicas):
+    pinned = pinned_image(service, deployment, image)
+    for manifest in render(service, image=pinned, replicas=replicas):
         kind = manifest["kind"]
         if kind == "Deployment":
+            manifest = pin(service, deployment, manifest, image=pinned, default=image)
             manifest = with_cause(deployment, manifest, previous.get("rollout"))
         try:
             applied = await apply(kube, service, manifest, objects[kind])
@@ -150,6 +153,12 @@ async def _reconcile_valid(
 
 def diff(previous: dict[str, Any], status: dict[str, Any]) -> dict[str, Any] | None:
     """The merge patch that makes `previous` `status`; None if they are equal."""
-    change = {key: value for key, value in status.items() if previous.get(key) != value}
-    change |= {key: None for key in previous if key not in status}
+    change: dict[str, Any] = {key: None for key in previous if key not in status}
+    for key, value in status.items():
+        before = previous.get(key)
+        if isinstance(value, dict) and isinstance(before, dict):
+            if (inner := diff(before, value)) is not None:
+                change[key] = inner
+        elif before != value:
+            change[key] = value
     return change or None

@@ -152,6 +152,7 @@ class InferenceService:
     uid: str
     generation: int
     spec: Spec
+    upgrade: str = ""  # the annotation of that name
 
     @property
     def wants_gpu(self) -> bool:
@@ -194,6 +195,7 @@ def parse(manifest: Mapping[str, Any]) -> InferenceService:
         namespace=metadata.get("namespace") or "default",
         uid=metadata.get("uid", ""),
         generation=metadata.get("generation", 0),
+        upgrade=str((metadata.get("annotations") or {}).get(names.UPGRADE_ANNOTATION, "")),
         spec=Spec(
             model=_build(Model, spec["model"], names=tuple, secretRef=_secret_ref),
             engine=_build(Engine, spec.get("engine") or {}, extraArgs=tuple, env=tuple),

@@ -38,15 +38,15 @@ class Operator:
         """Raises DaemonFailed with the log's end if it has ended."""
         self._daemon.raise_if_dead()
 
-    def restart(self) -> None:
-        """SIGKILL, then a new process."""
+    def restart(self, *options: str) -> None:
+        """SIGKILL, then a new process with these options beside its own."""
         self._daemon.stop(0)
-        self._daemon = self._start()
+        self._daemon = self._start(*options)
 
     def stop(self) -> None:
         self._daemon.stop()
 
-    def _start(self) -> Daemon:
+    def _start(self, *options: str) -> Daemon:
         def served() -> bool:
             found = self._cluster.kubectl(
                 "get", "inferenceservices", "-A", kubeconfig=self.kubeconfig, check=False
@@ -61,5 +61,5 @@ class Operator:
             "PYTHONPATH": ":".join(sources),
         }
         command = [sys.executable, "-m", "octavo_server.cli", "operator", "--liveness-port=0"]
-        command.append(f"--metrics-port={self.metrics_port}")
+        command += [f"--metrics-port={self.metrics_port}", *options]
         return Daemon("operator", command, self._cluster.folder, environment)

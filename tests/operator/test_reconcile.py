@@ -10,7 +10,7 @@ from tests.operator.services import NOW, manifest
 
 from octavo_operator import reconcile as module
 from octavo_operator.kube import KubeError
-from octavo_operator.reconcile import reconcile
+from octavo_operator.reconcile import diff, reconcile
 
 
 class Cluster:
@@ -65,3 +65,15 @@ def test_an_older_one_keeps_its_conditions() -> None:
     told = {"type": "Ready", "status": "True", "reason": "Serving", "message": "m"}
     cluster = Cluster(KubeError(500, "x", "y"), {"conditions": [told]})
     assert cluster.attempt() == {"Ready": "Serving"}
+
+
+def test_a_patch_takes_away_what_is_gone_inside_too() -> None:
+    before = {"a": 1, "b": 2, "rollout": {"reason": "x", "waiting": "y"}, "list": [1]}
+    after = {"a": 1, "rollout": {"reason": "z"}, "list": [2], "new": {"c": 3}}
+    assert diff(before, after) == {
+        "b": None,
+        "rollout": {"reason": "z", "waiting": None},
+        "list": [2],
+        "new": {"c": 3},
+    }
+    assert diff(after, after) is None

@@ -26,7 +26,7 @@ def render_deployment(
     chosen = choose_image(service, image)
     template = render_pod_template(service, chosen)
     revision = hash_template(template)
-    template["metadata"].setdefault("annotations", {})[names.REVISION_ANNOTATION] = revision
+    template = mark(template, revision)
     if service.spec.replicas is not None:
         replicas = service.spec.replicas
     if replicas is None:
@@ -89,8 +89,18 @@ def choose_image(service: InferenceService, default: str) -> str:
 
 
 def hash_template(template: dict[str, Any]) -> str:
-    canonical = json.dumps(template, sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(canonical.encode()).hexdigest()[:10]
+    return hashlib.sha256(canonical(template).encode()).hexdigest()[:10]
+
+
+def canonical(template: dict[str, Any]) -> str:
+    return json.dumps(template, sort_keys=True, separators=(",", ":"))
+
+
+def mark(template: dict[str, Any], revision: str) -> dict[str, Any]:
+    """The template with its revision on it, for its pods to carry."""
+    metadata = template["metadata"]
+    annotations = {**metadata.get("annotations", {}), names.REVISION_ANNOTATION: revision}
+    return {**template, "metadata": {**metadata, "annotations": annotations}}
 
 
 def render_pod_template(service: InferenceService, image: str) -> dict[str, Any]:
