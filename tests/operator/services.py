@@ -11,6 +11,8 @@ from octavo_operator.spec import InferenceService, parse
 
 ROOT = Path(__file__).resolve().parents[2]
 EXAMPLES = sorted((ROOT / "examples").glob("*.yaml"))
+MANIFESTS = [*EXAMPLES, *sorted((Path(__file__).parent / "manifests").glob("*.yaml"))]
+"""The examples, and what else a manifest can say."""
 
 NOW = "2026-01-02T03:04:05Z"
 EARLIER = "2026-01-01T00:00:00Z"
