@@ -13,6 +13,7 @@ import os
 import secrets
 import signal
 import socket
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -72,8 +73,8 @@ def register(registry: kopf.OperatorRegistry, queue: Queue, metrics: Metrics) ->
             metrics.saw_service(key, status)
         queue.add(key, BATCH_SECONDS)
 
-    async def child_changed(namespace: str | None, labels: kopf.Labels, **_: Any) -> None:
-        queue.add((namespace or "", labels[names.SERVICE_LABEL]), BATCH_SECONDS)
+    async def child_changed(namespace: str | None, body: kopf.Body, **_: Any) -> None:
+        queue.add((namespace or "", service_of(body)), BATCH_SECONDS)
 
     watched = {names.SERVICE_LABEL: kopf.PRESENT}
     kopf.on.event("apps", "v1", "deployments", labels=watched, registry=registry)(child_changed)
@@ -81,6 +82,15 @@ def register(registry: kopf.OperatorRegistry, queue: Queue, metrics: Metrics) ->
     budgets = ("policy", "v1", "poddisruptionbudgets")
     kopf.on.event(*budgets, labels=watched, registry=registry)(child_changed)
     kopf.on.event("", "v1", "pods", labels=watched, registry=registry)(child_changed)
+
+
+def service_of(child: Mapping[str, Any]) -> str:
+    """Its owner, whatever somebody made of its label; a pod, which has another, is by its label."""
+    metadata = child["metadata"]
+    for owner in metadata.get("ownerReferences") or ():
+        if owner.get("kind") == names.KIND and owner.get("controller"):
+            return str(owner["name"])
+    return str(metadata["labels"][names.SERVICE_LABEL])
 
 
 async def login(**_: Any) -> kopf.ConnectionInfo:

@@ -13,7 +13,9 @@ from click import ClickException
 from click.testing import CliRunner
 from tests.operator.services import EXAMPLES, ROOT
 
+from octavo_operator import names
 from octavo_operator.main import command as operator_command
+from octavo_operator.main import service_of
 from octavo_operator.manifests import read_services
 from octavo_operator.render import render
 from octavo_operator.render_command import command
@@ -131,3 +133,12 @@ def test_a_busy_port_is_one_line() -> None:
             check_port(port, "--liveness-port")
     check_port(port, "--liveness-port")
     check_port(0, "--metrics-port")
+
+
+def test_a_child_belongs_to_its_owner_whatever_its_label_says() -> None:
+    label = {names.SERVICE_LABEL: "b"}
+    owner = {"kind": names.KIND, "name": "a", "controller": True}
+    assert service_of({"metadata": {"labels": label, "ownerReferences": [owner]}}) == "a"
+    replica_set = {"kind": "ReplicaSet", "name": "b-123", "controller": True}
+    assert service_of({"metadata": {"labels": label, "ownerReferences": [replica_set]}}) == "b"
+    assert service_of({"metadata": {"labels": label}}) == "b"
