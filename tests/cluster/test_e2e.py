@@ -211,29 +211,6 @@ def test_a_restarted_operator_goes_on(
     operator.check()
 
 
-@pytest.mark.parametrize(
-    ("change", "path"),
-    [
-        ({"engine": {"tensorParallelSize": "two"}}, "spec.engine.tensorParallelSize"),
-        ({"engine": {"gpuMemoryUtilization": 1.5}}, "spec.engine.gpuMemoryUtilization"),
-        ({"engine": {"maxModelLength": 8}}, "maxModelLength"),
-        ({"model": {"uri": "gs://bucket/model"}}, "spec.model.uri"),
-        ({"model": {}}, "spec.model.uri"),
-        ({"replicas": -1}, "spec.replicas"),
-    ],
-)
-def test_wrong_fields_are_refused_with_their_path(
-    kubectl: Kubectl, namespace: str, change: Object, path: str
-) -> None:
-    service = manifest("wrong")
-    service["spec"].update(change)
-
-    done = kubectl("apply", "-n", namespace, "-f", "-", stdin=json.dumps(service), check=False)
-
-    assert done.returncode != 0
-    assert path in done.stderr
-
-
 def test_names_that_are_no_dns_labels_are_refused(kubectl: Kubectl, namespace: str) -> None:
     service = json.dumps(manifest("qwen3-0.6b"))
 
