@@ -34,6 +34,10 @@ class Operator:
     def log(self) -> Path:
         return self._daemon.log
 
+    @property
+    def pid(self) -> int:
+        return self._daemon.pid
+
     def check(self) -> None:
         """Raises DaemonFailed with the log's end if it has ended."""
         self._daemon.raise_if_dead()
