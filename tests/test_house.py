@@ -29,7 +29,9 @@ VAGUE_NAMES = {"utils", "util", "helpers", "helper", "manager", "common", "misc"
 # The operator's image holds no torch: these modules of the server are all that it may import.
 TORCH_FREE = {
     "octavo_server",
+    "octavo_server.distributed.shard",
     "octavo_server.errors",
+    "octavo_server.gpu_plan",
     "octavo_server.memory_plan",
     "octavo_server.model_config",
 }
@@ -318,7 +320,7 @@ def test_troubleshooting_names_every_reason() -> None:
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Assign) and isinstance(node.value, ast.Constant):
                 reasons.add(node.value.value)
-    types = {"Ready", "ModelReady", "WorkloadReady", "AutoscalingReady"}
+    types = {"Ready", "ModelReady", "WorkloadReady", "AutoscalingReady", "FitsAccelerator"}
     words = {each for each in reasons - types if isinstance(each, str)}
     page = (ROOT / "docs" / "troubleshooting.md").read_text(encoding="utf-8")
     assert {word for word in words if f"`{word}`" not in page} == set()

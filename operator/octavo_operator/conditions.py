@@ -10,6 +10,7 @@ READY = "Ready"
 MODEL_READY = "ModelReady"
 WORKLOAD_READY = "WorkloadReady"
 AUTOSCALING_READY = "AutoscalingReady"
+FITS_ACCELERATOR = "FitsAccelerator"
 
 # Reasons of True.
 SERVING = "Serving"
@@ -17,6 +18,8 @@ LOADED = "Loaded"
 ALL_REPLICAS_READY = "AllReplicasReady"
 SOME_REPLICAS_READY = "SomeReplicasReady"
 SCALED_TO_ZERO = "ScaledToZero"
+FITS = "Fits"
+NO_ACCELERATOR = "NoAccelerator"
 
 # Reasons of a pass through: not ready yet, nothing wrong.
 NO_POD = "NoPod"
@@ -39,6 +42,15 @@ EVICTED = "Evicted"
 STALLED = "Stalled"
 INTERNAL_ERROR = "InternalError"
 NOT_YET_AVAILABLE = "NotYetAvailable"
+INVALID_TENSOR_PARALLEL_SIZE = "InvalidTensorParallelSize"
+DOES_NOT_FIT = "DoesNotFit"
+
+# Reasons why FitsAccelerator is Unknown: nothing waits for it then.
+GATED_MODEL = "GatedModel"
+MODEL_NOT_READABLE = "ModelNotReadable"
+HUB_UNREACHABLE = "HubUnreachable"
+NO_GPU_MEMORY_LABELS = "NoGpuMemoryLabels"
+BEING_READ = "BeingRead"
 
 # Reasons that the server itself reports when it cannot start (octavo_server.errors has them all;
 # any other CamelCase word it sends is passed on).

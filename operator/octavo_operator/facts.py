@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from octavo_operator import conditions, names
-from octavo_operator.conditions import WORKLOAD_READY, Problem
+from octavo_operator.conditions import WORKLOAD_READY, Condition, Problem
 from octavo_operator.pod_problems import find_problem
 
 
@@ -40,6 +40,7 @@ class Facts:
     ending: int = 0
     problem: Problem | None = None
     failed: Problem | None = None
+    fit: Condition | None = None
 
     @property
     def refusal(self) -> Problem | None:

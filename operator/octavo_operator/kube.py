@@ -27,6 +27,7 @@ Object = dict[str, Any]
 
 _PLURALS = {
     ("v1", "Event"): "events",
+    ("v1", "Node"): "nodes",
     ("v1", "Pod"): "pods",
     ("v1", "Service"): "services",
     ("policy/v1", "PodDisruptionBudget"): "poddisruptionbudgets",

@@ -21,7 +21,11 @@ import click
 import kopf
 
 from octavo_operator import names
+from octavo_operator.accelerators import Accelerators
+from octavo_operator.conditions import Condition
+from octavo_operator.fit import decide_fit
 from octavo_operator.health import Health
+from octavo_operator.hub import HubConfigs
 from octavo_operator.kube import Kube, KubeError, KubeUnreachable, NoCluster, load_configuration
 from octavo_operator.lease import LeadershipLost, Lease, lead
 from octavo_operator.listening import listening
@@ -29,6 +33,7 @@ from octavo_operator.logs import configure_logs, logging_about
 from octavo_operator.metrics import Metrics
 from octavo_operator.queue import BATCH_SECONDS, Key, Queue, work
 from octavo_operator.reconcile import reconcile
+from octavo_operator.spec import InferenceService
 from octavo_operator.startup import check_port, check_served
 
 WORKERS = 8
@@ -191,9 +196,18 @@ async def serve(kube: Kube, queue: Queue, metrics: Metrics, options: Options) ->
     register(registry, queue, metrics)
     kopf.on.login(registry=registry)(login)
 
+    configs, accelerators = HubConfigs(queue.add), Accelerators(kube)
+
+    async def look(service: InferenceService) -> Condition:
+        if not service.wants_gpu:
+            return decide_fit(service, None, ())
+        model = configs.get(service.spec.model.source, (service.namespace, service.name))
+        pod_spec = service.spec.pod_template.get("spec") or {}
+        return decide_fit(service, model, await accelerators.mebibytes(pod_spec))
+
     async def do(key: Key) -> None:
         with metrics.passing(), logging_about(key):
-            look_again_seconds = await reconcile(kube, *key, image=options.image)
+            look_again_seconds = await reconcile(kube, *key, image=options.image, look=look)
         if look_again_seconds is not None:
             queue.add(key, look_again_seconds)
 

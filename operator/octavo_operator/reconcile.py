@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
 from octavo_operator import names
 from octavo_operator.apply import Refused, apply, find_conflict
 from octavo_operator.conditions import (
+    BEING_READ,
     FORBIDDEN,
     INTERNAL_ERROR,
+    INVALID_TENSOR_PARALLEL_SIZE,
     NAME_CONFLICT,
     WORKLOAD_READY,
+    Condition,
     Problem,
 )
 from octavo_operator.events import post_event
@@ -29,6 +33,8 @@ from octavo_operator.transitions import decide_events
 
 log = logging.getLogger(__name__)
 
+Look = Callable[[InferenceService], Awaitable[Condition]]
+"""Gives the condition FitsAccelerator."""
 
 LOOK_AGAIN_SECONDS = 15.0
 UNSEEN_ENDS = (NAME_CONFLICT, FORBIDDEN)
@@ -45,11 +51,13 @@ async def reconcile(
     name: str,
     *,
     image: str,
+    look: Look | None = None,
     now: Callable[[], str] = utc_now,
 ) -> float | None:
     """parse -> render -> apply -> observe -> decide_status -> write, once and only if it differs.
 
-    Returns also for a user's mistake, which becomes a condition: then the seconds after which to
+    `look` tells whether the model fits its GPUs; without it nothing is said about that. Returns
+    also for a user's mistake, which becomes a condition: then the seconds after which to
     look again if its end causes no event, else None. Raises KubeError or KubeUnreachable for what
     another attempt may mend, and whatever our own mistake raises: that becomes a condition first.
     """
@@ -60,7 +68,7 @@ async def reconcile(
     generation = live["metadata"]["generation"]
     try:
         service = parse(live)
-        status = await _reconcile_valid(kube, live, service, image, now)
+        status = await _reconcile_valid(kube, live, service, image, look, now)
     except InvalidSpec as error:
         status = decide_invalid(generation, str(error), previous, now())
     except KubeUnreachable:
@@ -114,6 +122,7 @@ async def _reconcile_valid(
     live: dict[str, Any],
     service: InferenceService,
     image: str,
+    look: Look | None,
     now: Callable[[], str],
 ) -> dict[str, Any]:
     previous = live.get("status") or {}
@@ -133,10 +142,19 @@ async def _reconcile_valid(
     if deployment is not None:
         replicas = read_replicas(deployment, service.spec.suspend)
     replicas = await seed_replicas(kube, live, service, replicas)
+    fit = None if look is None else await look(service)
     problem = None
+    if fit is not None and fit.reason == INVALID_TENSOR_PARALLEL_SIZE:
+        problem = Problem(WORKLOAD_READY, fit.reason, f"{fit.message}; what runs stays")
+    # The first pods wait a moment for what may be known to keep any from starting.
+    held = problem is not None or (
+        fit is not None and fit.reason == BEING_READ and deployment is None
+    )
     pinned = pinned_image(service, deployment, image)
     for manifest in render(service, image=pinned, replicas=replicas):
         kind = manifest["kind"]
+        if kind == "Deployment" and held:
+            continue
         if kind == "Deployment":
             manifest = pin(service, deployment, manifest, image=pinned, default=image)
             manifest = with_cause(deployment, manifest, previous.get("rollout"))
@@ -147,7 +165,7 @@ async def _reconcile_valid(
             continue
         if kind == "Deployment":
             deployment = applied
-    facts = await observe_facts(kube, service, deployment, problem)
+    facts = replace(await observe_facts(kube, service, deployment, problem), fit=fit)
     return decide_status(service, facts, previous, now())
 
 

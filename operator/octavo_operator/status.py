@@ -73,6 +73,8 @@ def decide_conditions(service: InferenceService, facts: Facts) -> list[Condition
         workload = Condition(WORKLOAD_READY, "False", conditions.SUSPENDED, why)
     url = names.url(service.name, service.namespace)
     result = [decide_ready(model, workload, url), model, workload]
+    if facts.fit is not None:
+        result.append(facts.fit)
     if service.spec.autoscaling is not None:
         result.append(
             Condition(

@@ -8,7 +8,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from octavo_server.distributed.shard import Shard, shard, sizes_that_work
-from octavo_server.engine.scheduler import COUNT_SLOTS
 from octavo_server.errors import InvalidSettings, OutOfMemory
 from octavo_server.memory_plan import (
     DTYPE_BYTES,
@@ -19,10 +18,11 @@ from octavo_server.memory_plan import (
 )
 from octavo_server.model_config import ModelConfig
 
-# The engine's own, of modules that import torch; a test compares them.
+# The engine's own: a plan needs no engine. A test compares them.
 STEP_TOKENS = 8192
 MLP_TOKENS = 4096
 EXTRA_ROWS = 32
+COUNT_SLOTS = 64
 
 FRAGMENTS = 1.02
 """The memory of steps is a little larger than the largest: pieces do not fit without gaps."""

@@ -17,6 +17,21 @@ RIGHTS = ROOT / "charts" / "octavo" / "files" / "rbac.yaml"  # what the chart in
 CRDS = ROOT / "crds"
 
 
+NO_HUB = "http://127.0.0.1:9"
+"""Refuses at once: nobody listens there."""
+
+
+def environment(kubeconfig: Path, hub: str = NO_HUB) -> dict[str, str]:
+    """Of an operator's process; `hub` stands for the Hub, which tests never ask."""
+    sources = [str(ROOT / name) for name in ("server", "kernels", "operator")]
+    return {
+        **os.environ,
+        "KUBECONFIG": str(kubeconfig),
+        "PYTHONPATH": ":".join(sources),
+        "HF_ENDPOINT": hub,
+    }
+
+
 class Operator:
     """Runs from the constructor until `stop()`; `restart()` is a crash and a new start."""
 
@@ -42,15 +57,15 @@ class Operator:
         """Raises DaemonFailed with the log's end if it has ended."""
         self._daemon.raise_if_dead()
 
-    def restart(self, *options: str) -> None:
+    def restart(self, *options: str, hub: str = NO_HUB) -> None:
         """SIGKILL, then a new process with these options beside its own."""
         self._daemon.stop(0)
-        self._daemon = self._start(*options)
+        self._daemon = self._start(*options, hub=hub)
 
     def stop(self) -> None:
         self._daemon.stop()
 
-    def _start(self, *options: str) -> Daemon:
+    def _start(self, *options: str, hub: str = NO_HUB) -> Daemon:
         def served() -> bool:
             found = self._cluster.kubectl(
                 "get", "inferenceservices", "-A", kubeconfig=self.kubeconfig, check=False
@@ -58,12 +73,6 @@ class Operator:
             return found.returncode == 0
 
         wait_for("the operator's account may list its objects", served)
-        sources = [str(ROOT / name) for name in ("server", "kernels", "operator")]
-        environment = {
-            **os.environ,
-            "KUBECONFIG": str(self.kubeconfig),
-            "PYTHONPATH": ":".join(sources),
-        }
         command = [sys.executable, "-m", "octavo_server.cli", "operator", "--liveness-port=0"]
         command += [f"--metrics-port={self.metrics_port}", *options]
-        return Daemon("operator", command, self._cluster.folder, environment)
+        return Daemon("operator", command, self._cluster.folder, environment(self.kubeconfig, hub))

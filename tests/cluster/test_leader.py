@@ -10,9 +10,8 @@ import urllib.error
 import urllib.request
 
 from tests.cluster.cluster import Cluster, wait_for
-from tests.cluster.images import ROOT
 from tests.cluster.kube_api import Client, path_of
-from tests.cluster.operator_process import NAMESPACE, Operator
+from tests.cluster.operator_process import NAMESPACE, Operator, environment
 from tests.cluster.processes import Daemon, free_ports
 from tests.cluster.test_e2e import make, manifest, wait_for_condition
 
@@ -22,18 +21,13 @@ LEASE = path_of("coordination.k8s.io/v1", "Lease", NAMESPACE, "octavo-operator")
 class Candidate:
     def __init__(self, cluster: Cluster, operator: Operator, name: str, serves: str) -> None:
         self._probes, self._metrics = free_ports(2)
-        environment = {
-            **os.environ,
-            "KUBECONFIG": str(operator.kubeconfig),
-            "POD_NAME": name,
-            "PYTHONPATH": ":".join(str(ROOT / each) for each in ("server", "kernels", "operator")),
-        }
+        variables = {**environment(operator.kubeconfig), "POD_NAME": name}
         command = [
             sys.executable, "-m", "octavo_server.cli", "operator", f"--namespace={serves}",
             f"--liveness-port={self._probes}", f"--metrics-port={self._metrics}",
             f"--lease-namespace={NAMESPACE}", "--log-format=json",
         ]  # fmt: skip
-        self.daemon = Daemon(f"candidate-{name}", command, cluster.folder, environment)
+        self.daemon = Daemon(f"candidate-{name}", command, cluster.folder, variables)
 
     def says(self) -> str:
         """What `/readyz` says; "" unless it is ready."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import os
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -13,9 +12,8 @@ import pytest
 import yaml
 
 from tests.cluster.cluster import Cluster, wait_for
-from tests.cluster.images import ROOT
 from tests.cluster.kube_api import Client, path_of
-from tests.cluster.operator_process import RIGHTS, Operator
+from tests.cluster.operator_process import RIGHTS, Operator, environment
 from tests.cluster.processes import Daemon
 from tests.cluster.test_e2e import API, make, manifest
 
@@ -55,23 +53,24 @@ class Scene:
         self._client, self._namespace = client, name
         client.create(path_of("v1", "Namespace"), {"metadata": {"name": name}})
         client.create(path_of("v1", "ServiceAccount", name), {"metadata": {"name": "operator"}})
-        metadata = {"metadata": {"name": "operator"}}
-        client.create(path_of(RBAC, "Role", name), {**metadata, "rules": rules})
-        role = {"apiGroup": "rbac.authorization.k8s.io", "kind": "Role", "name": "operator"}
-        subject = {"kind": "ServiceAccount", "name": "operator", "namespace": name}
-        binding = {**metadata, "roleRef": role, "subjects": [subject]}
-        client.create(path_of(RBAC, "RoleBinding", name), binding)
-        make(client, name, manifest("a", {"device": "cpu"}))
-        environment = {
-            **os.environ,
-            "KUBECONFIG": str(cluster.service_account_kubeconfig(name, "operator")),
-            "PYTHONPATH": ":".join(str(ROOT / each) for each in ("server", "kernels", "operator")),
-        }
+        here = [rule for rule in rules if rule["resources"] != ["nodes"]]
+        self._grant("Role", name, here)
+        self._grant("ClusterRole", None, [rule for rule in rules if rule not in here])
+        make(client, name, manifest("a"))
+        variables = environment(cluster.service_account_kubeconfig(name, "operator"))
         command = [
             sys.executable, "-m", "octavo_server.cli", "operator", f"--namespace={name}",
             "--liveness-port=0", f"--lease-namespace={name}", "--verbose",
         ]  # fmt: skip
-        self._daemon = Daemon(f"rights-{name}", command, cluster.folder, environment)
+        self._daemon = Daemon(f"rights-{name}", command, cluster.folder, variables)
+
+    def _grant(self, kind: str, namespace: str | None, rules: Rules) -> None:
+        metadata = {"metadata": {"name": self._namespace}}
+        self._client.create(path_of(RBAC, kind, namespace), {**metadata, "rules": rules})
+        role = {"apiGroup": "rbac.authorization.k8s.io", "kind": kind, "name": self._namespace}
+        subject = {"kind": "ServiceAccount", "name": "operator", "namespace": self._namespace}
+        binding = {**metadata, "roleRef": role, "subjects": [subject]}
+        self._client.create(path_of(RBAC, f"{kind}Binding", namespace), binding)
 
     def complaint(self) -> str:
         """The first line of its log that says what it may not do; "" if there is none."""
@@ -93,6 +92,8 @@ class Scene:
     def end(self) -> None:
         self._daemon.stop()
         self._client.delete(path_of("v1", "Namespace", None, self._namespace))
+        for kind in ("ClusterRoleBinding", "ClusterRole"):
+            self._client.delete(path_of(RBAC, kind, None, self._namespace))
 
 
 def test_none_is_superfluous_and_none_is_missing(

@@ -65,8 +65,8 @@ def test_many_services_converge_and_then_nothing_is_asked(
     memory = process.memory_info().rss
     print(
         f"{SERVICES} services: created in {created:.1f} s, all ready after {seconds:.1f} s; "
-        f"operator: {cpu:.1f} s of CPU, {busy / SERVICES:.1f} requests a service, {memory >> 20} MiB; idle: "
-        f"{idle:.0f} requests a minute, {idle_cpu:.1%} of a core"
+        f"operator: {cpu:.1f} s of CPU, {busy / SERVICES:.1f} requests a service, "
+        f"{memory >> 20} MiB; idle: {idle:.0f} requests a minute, {idle_cpu:.1%} of a core"
     )
     assert memory < LIMIT_BYTES
     # At rest each is looked at once in 300 s, with a handful of requests: far less than this.

@@ -15,7 +15,7 @@ from click.testing import CliRunner
 from safetensors.torch import load_file, save_file
 
 from octavo_server import gpu_plan
-from octavo_server.engine import rank, sampler
+from octavo_server.engine import rank, sampler, scheduler
 from octavo_server.errors import CorruptModel, InvalidSettings
 from octavo_server.gpu_plan import EngineSettings, plan_gpu, smallest_that_fits
 from octavo_server.model_config import parse_config
@@ -57,6 +57,7 @@ def test_what_it_takes_from_the_engine_is_the_engines() -> None:
     assert rank.STEP_TOKENS["cuda"] == gpu_plan.STEP_TOKENS
     assert gpu_plan.MLP_TOKENS == causal_lm.MLP_TOKENS
     assert gpu_plan.EXTRA_ROWS == sampler.EXTRA_ROWS
+    assert gpu_plan.COUNT_SLOTS == scheduler.COUNT_SLOTS
 
 
 def test_a_model_too_large_for_one_gpu_fits_two() -> None:

@@ -1,0 +1,57 @@
+"""The GPU memory that nodes say they have, by the labels of GPU feature discovery."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from octavo_operator.kube import Kube, KubeError
+
+MEMORY_LABEL = "nvidia.com/gpu.memory"
+"""MiB of one GPU."""
+
+KEPT_SECONDS = 60.0
+
+
+log = logging.getLogger(__name__)
+
+
+class Accelerators:
+    """Nodes as last listed, at most a minute ago."""
+
+    def __init__(self, kube: Kube, clock: Callable[[], float] = time.monotonic) -> None:
+        self._kube, self._clock = kube, clock
+        self._labels: list[Mapping[str, str]] = []
+        self._until = 0.0
+        self._told = False
+
+    async def mebibytes(self, pod_spec: Mapping[str, Any]) -> tuple[int, ...]:
+        """Of a GPU, of each kind of node that a pod of this spec may come to by its nodeSelector.
+
+        () where no node says, or we may not ask. Raises KubeError or KubeUnreachable.
+        """
+        if self._clock() >= self._until:
+            self._until = self._clock() + KEPT_SECONDS
+            self._labels = await self._list()
+        selector = pod_spec.get("nodeSelector") or {}
+        return found_in(labels for labels in self._labels if selector.items() <= labels.items())
+
+    async def _list(self) -> list[Mapping[str, str]]:
+        try:
+            nodes = await self._kube.list("v1", "Node", None, MEMORY_LABEL)
+        except KubeError as error:
+            if error.code == 403:  # a namespaced install
+                if not self._told:
+                    log.warning("FitsAccelerator stays Unknown: %s", error)
+                self._told = True
+                return []
+            raise
+        return [node["metadata"]["labels"] for node in nodes]
+
+
+def found_in(nodes: Any) -> tuple[int, ...]:
+    """Those amounts of the nodes' labels that are numbers, smallest first."""
+    amounts = {labels.get(MEMORY_LABEL, "") for labels in nodes}
+    return tuple(sorted(int(each) for each in amounts if each.isdecimal() and int(each) > 0))
