@@ -142,6 +142,7 @@ class Options:
     resync_seconds: float
     lease_namespace: str
     lease_name: str
+    check: bool = False
 
 
 async def run(options: Options) -> None:
@@ -161,6 +162,9 @@ async def run(options: Options) -> None:
         metrics, health = Metrics(queue), Health(queue)
         kube = await stack.enter_async_context(Kube(configuration, metrics.saw_request))
         await check_served(kube, options.namespaces)
+        if options.check:
+            click.echo(f"{configuration.host} serves {names.PLURAL}")
+            return
         check_port(options.liveness_port, "--liveness-port")
         check_port(options.metrics_port, "--metrics-port")
         probes = {"/healthz": health.alive, "/readyz": health.ready}
@@ -298,6 +302,9 @@ def identity() -> str:
     default="text",
     show_default=True,
     help="JSON: one object a line, with the InferenceService that it is about.",
+)
+@click.option(
+    "--check", is_flag=True, help="Say whether the cluster has what the operator needs, and end."
 )
 @click.option("--verbose", is_flag=True, help="Log what Kopf does, too.")
 def command(log_format: str, verbose: bool, **options: Any) -> None:

@@ -1,4 +1,4 @@
-"""Copies crds/ into the chart, where Helm looks for them: `python tests/charts/copy_crds.py`."""
+"""Copies crds/ into the chart, for its template of them: `python tests/charts/copy_crds.py`."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 SOURCE = ROOT / "crds"
-COPY = ROOT / "charts" / "octavo" / "crds"
+COPY = ROOT / "charts" / "octavo" / "files"
 
 if __name__ == "__main__":
     COPY.mkdir(exist_ok=True)

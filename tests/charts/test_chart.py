@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,6 @@ RULES = RBAC["ClusterRole"]["rules"]
 
 def test_crds_are_copied() -> None:
     """If this fails: python tests/charts/copy_crds.py"""
-    assert {path.name for path in COPY.iterdir()} == {path.name for path in SOURCE.iterdir()}
     for path in SOURCE.iterdir():
         assert (COPY / path.name).read_bytes() == path.read_bytes()
 
@@ -85,6 +85,7 @@ def test_cluster_wide_install_has_the_tested_rules() -> None:
     kinds = template()
     assert set(kinds) == {
         "ServiceAccount", "ClusterRole", "ClusterRoleBinding", "Role", "RoleBinding", "Deployment",
+        "CustomResourceDefinition", "Pod",
     }  # fmt: skip
     assert kinds["Role"][0]["rules"] == RBAC["Role"]["rules"]
     assert kinds["RoleBinding"][0]["subjects"] == RBAC["RoleBinding"]["subjects"]
@@ -106,7 +107,8 @@ def test_cluster_wide_install_has_the_tested_rules() -> None:
 
 def test_namespaced_install_has_nothing_cluster_wide() -> None:
     kinds = template("--set", "watchNamespaces={a,b}")
-    assert set(kinds) == {"ServiceAccount", "Role", "RoleBinding", "Deployment"}
+    found = {"ServiceAccount", "Role", "RoleBinding", "Deployment", "CustomResourceDefinition"}
+    assert set(kinds) == found | {"Pod"}
     *served, leader = kinds["Role"]
     assert [each["metadata"]["namespace"] for each in served] == ["a", "b"]
     assert all(each["rules"] == RULES for each in served)
@@ -145,3 +147,62 @@ def test_a_wrong_value_is_refused() -> None:
     done = helm("template", "octavo", str(CHART), "--set", "resyncSeconds=soon")
     assert done.returncode != 0
     assert "resyncSeconds" in done.stderr
+
+
+def test_the_crd_is_upgraded_kept_or_left_out() -> None:
+    (crd,) = template()["CustomResourceDefinition"]
+    source = yaml.safe_load((SOURCE / "inferenceservice.yaml").read_text(encoding="utf-8"))
+    assert crd["spec"] == source["spec"]
+    assert crd["metadata"]["name"] == source["metadata"]["name"]
+    assert crd["metadata"]["annotations"]["helm.sh/resource-policy"] == "keep"
+    (gone,) = template("--set", "crds.keep=false")["CustomResourceDefinition"]
+    assert "helm.sh/resource-policy" not in (gone["metadata"].get("annotations") or {})
+    assert "CustomResourceDefinition" not in template("--set", "crds.install=false")
+
+
+def test_two_operators_are_drained_one_by_one() -> None:
+    assert "PodDisruptionBudget" not in template()
+    kinds = template("--set", "replicas=2")
+    assert kinds["Deployment"][0]["spec"]["replicas"] == 2
+    (budget,) = kinds["PodDisruptionBudget"]
+    pods = kinds["Deployment"][0]["spec"]["template"]["metadata"]["labels"]
+    assert budget["spec"]["selector"]["matchLabels"].items() <= pods.items()
+
+
+MONITORING = [f"--set=monitoring.{each}=true" for each in ("podMonitors", "rules", "dashboards")]
+
+
+def test_monitoring_where_it_is_wanted() -> None:
+    kinds = template(*MONITORING, "--set", "monitoring.labels.release=prometheus")
+    operator, services = kinds["PodMonitor"]
+    assert operator["metadata"]["labels"]["release"] == "prometheus"
+    pod = kinds["Deployment"][0]["spec"]["template"]
+    assert operator["spec"]["selector"]["matchLabels"].items() <= pod["metadata"]["labels"].items()
+    ports = [each["name"] for each in pod["spec"]["containers"][0]["ports"]]
+    assert operator["spec"]["podMetricsEndpoints"][0]["port"] in ports
+    assert services["spec"]["namespaceSelector"] == {"any": True}
+    (rule,) = kinds["PrometheusRule"]
+    assert {each["name"] for each in rule["spec"]["groups"]} == {
+        "octavo-services",
+        "octavo-operator",
+    }
+    boards = [json.loads(text) for each in kinds["ConfigMap"] for text in each["data"].values()]
+    assert {each["uid"] for each in boards} == {"octavo-services", "octavo-operator"}
+    two = template(*MONITORING, "--set", "watchNamespaces={a,b}")["PodMonitor"][1]
+    assert two["spec"]["namespaceSelector"] == {"matchNames": ["a", "b"]}
+
+
+def test_dashboards_and_alerts_ask_for_metrics_that_exist() -> None:
+    texts = [path.read_text(encoding="utf-8") for path in CHART.glob("files/**/*.*")]
+    asked = set(re.findall(r"\b(?:vllm:|octavo_operator_)[a-z0-9_]+", "".join(texts)))
+    assert len(asked) > 15
+    sources = [
+        ROOT / "server" / "octavo_server" / "api" / "metrics.py",
+        ROOT / "operator" / "octavo_operator" / "metrics.py",
+    ]
+    known = set(re.findall(r'"([a-z0-9_]+)"', "".join(each.read_text() for each in sources)))
+    for metric in asked:
+        name = metric.removeprefix("vllm:")
+        bare = re.sub(r"_(total|bucket|sum|count)$", "", name)
+        short = bare.removeprefix("octavo_operator_")
+        assert {name, bare, short} & known, metric

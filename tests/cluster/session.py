@@ -21,8 +21,15 @@ from typing import IO, Any
 from .build import cache_folder, locked
 
 SUBNETS = 250
-POD_SUBNET = "10.213.{}.0/24"
-SERVICE_SUBNET = "10.214.{}.0/24"
+
+
+def pod_subnet(number: int) -> ipaddress.IPv4Network:
+    return ipaddress.IPv4Network(f"10.213.{number}.0/24")
+
+
+def service_subnet(number: int) -> ipaddress.IPv4Network:
+    """4,096 addresses from 10.214.0.0 on: a test makes a thousand Services."""
+    return ipaddress.IPv4Network(f"10.{214 + number // 16}.{number % 16 * 16}.0/20")
 
 
 class Session:
@@ -34,8 +41,8 @@ class Session:
             sweep()
             number = _free_subnet([json.loads(path.read_text()) for path in records.glob("*.json")])
             self.identity = secrets.token_hex(2)
-            self.pod_subnet = ipaddress.IPv4Network(POD_SUBNET.format(number))
-            self.service_subnet = ipaddress.IPv4Network(SERVICE_SUBNET.format(number))
+            self.pod_subnet = pod_subnet(number)
+            self.service_subnet = service_subnet(number)
             self.folder = Path(tempfile.mkdtemp(prefix="octavo-cluster-"))
             self._path = records / f"{self.identity}.json"
             self._record: dict[str, Any] = {
@@ -150,7 +157,7 @@ def _free_subnet(records: list[dict[str, Any]]) -> int:
         except ValueError:  # "default", IPv6
             continue
     for number in range(SUBNETS):
-        subnets = [ipaddress.IPv4Network(p.format(number)) for p in (POD_SUBNET, SERVICE_SUBNET)]
+        subnets = [pod_subnet(number), service_subnet(number)]
         if number not in taken and not any(s.overlaps(u) for s in subnets for u in used):
             return number
     raise RuntimeError("no free subnet for pods below 10.213.0.0/16")
