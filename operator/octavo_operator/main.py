@@ -125,7 +125,7 @@ async def enqueue_all(kube: Kube, queue: Queue, namespaces: tuple[str, ...], eve
                 found = await kube.list(names.API_VERSION, names.KIND, namespace)
                 for index, each in enumerate(found):
                     metadata = each["metadata"]
-                    delay = every / 2 * index / len(found)
+                    delay = every * index / len(found)
                     queue.add((metadata["namespace"], metadata["name"]), delay)
         except (KubeError, KubeUnreachable) as error:
             log.warning("periodic pass skipped: %s", error)
