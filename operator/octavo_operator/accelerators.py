@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from octavo_operator.kube import Kube, KubeError
+from octavo_operator.kube import Kube, KubeError, KubeUnreachable
 
 MEMORY_LABEL = "nvidia.com/gpu.memory"
 """MiB of one GPU."""
@@ -30,7 +30,7 @@ class Accelerators:
     async def mebibytes(self, pod_spec: Mapping[str, Any]) -> tuple[int, ...]:
         """Of a GPU, of each kind of node that a pod of this spec may come to by its nodeSelector.
 
-        () where no node says, or we may not ask. Raises KubeError or KubeUnreachable.
+        () where no node says, or we may not ask. No pass fails for want of it.
         """
         if self._clock() >= self._until:
             self._until = self._clock() + KEPT_SECONDS
@@ -47,7 +47,11 @@ class Accelerators:
                     log.warning("FitsAccelerator stays Unknown: %s", error)
                 self._told = True
                 return []
-            raise
+            log.warning("nodes are as before: %s", error)
+            return self._labels
+        except KubeUnreachable as error:
+            log.warning("nodes are as before: %s", error)
+            return self._labels
         return [node["metadata"]["labels"] for node in nodes]
 
 
