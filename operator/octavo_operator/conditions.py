@@ -45,6 +45,9 @@ NOT_YET_AVAILABLE = "NotYetAvailable"
 INVALID_TENSOR_PARALLEL_SIZE = "InvalidTensorParallelSize"
 DOES_NOT_FIT = "DoesNotFit"
 
+# The reason of an event alone.
+FOREIGN_CHANGE = "ForeignChange"
+
 # Reasons why FitsAccelerator is Unknown: nothing waits for it then.
 GATED_MODEL = "GatedModel"
 MODEL_NOT_READABLE = "ModelNotReadable"

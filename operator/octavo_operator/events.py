@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import time
 import uuid
+from collections.abc import Callable
 from typing import Any
 
 from octavo_operator import names
@@ -15,7 +17,15 @@ _LONGEST_MESSAGE = 1024
 
 COMPONENT = "octavo-operator"
 
+AGAIN_SECONDS = 600.0
+"""The same words about the same object are said once in so long: of a condition that comes and
+goes, or of somebody who keeps changing what we set back."""
+
+_MOST = 10_000
+
 log = logging.getLogger(__name__)
+
+_said: dict[tuple[str, str, str], float] = {}
 
 
 async def post_event(kube: Kube, regarding: dict[str, Any], event: Event, now: str) -> None:
@@ -24,6 +34,8 @@ async def post_event(kube: Kube, regarding: dict[str, Any], event: Event, now: s
     message = event.message
     if len(message) > _LONGEST_MESSAGE:
         message = message[: _LONGEST_MESSAGE - 3] + "..."
+    if not _is_new((metadata["uid"], event.reason, message)):
+        return
     try:
         await kube.create(
             {
@@ -53,3 +65,15 @@ async def post_event(kube: Kube, regarding: dict[str, Any], event: Event, now: s
         )
     except (KubeError, KubeUnreachable) as error:
         log.warning("%s/%s: event lost: %s", metadata["namespace"], metadata["name"], error)
+
+
+def _is_new(words: tuple[str, str, str], clock: Callable[[], float] = time.monotonic) -> bool:
+    """Whether they were not said for `AGAIN_SECONDS`; now they were."""
+    now = clock()
+    if (said := _said.pop(words, None)) is not None and now < said + AGAIN_SECONDS:
+        _said[words] = said
+        return False
+    while len(_said) >= _MOST:
+        _said.pop(next(iter(_said)))
+    _said[words] = now
+    return True

@@ -13,6 +13,7 @@ from octavo_operator.apply import Refused, apply, find_conflict
 from octavo_operator.conditions import (
     BEING_READ,
     FORBIDDEN,
+    FOREIGN_CHANGE,
     INTERNAL_ERROR,
     INVALID_TENSOR_PARALLEL_SIZE,
     NAME_CONFLICT,
@@ -21,6 +22,7 @@ from octavo_operator.conditions import (
     Problem,
 )
 from octavo_operator.events import post_event
+from octavo_operator.foreign import describe_foreign_change
 from octavo_operator.kube import Kube, KubeError, KubeUnreachable
 from octavo_operator.observe import observe_facts, observe_objects
 from octavo_operator.pinning import pin, pinned_image
@@ -29,7 +31,7 @@ from octavo_operator.replicas import read_replicas, seed_replicas, wanted_before
 from octavo_operator.rollout import with_cause
 from octavo_operator.spec import InferenceService, InvalidSpec, parse
 from octavo_operator.status import decide_invalid, decide_status
-from octavo_operator.transitions import decide_events
+from octavo_operator.transitions import Event, decide_events
 
 log = logging.getLogger(__name__)
 
@@ -163,6 +165,9 @@ async def _reconcile_valid(
         except Refused as error:
             problem = problem or error.problem
             continue
+        if told := describe_foreign_change(objects[kind], applied):
+            log.info("%s/%s: %s", service.namespace, service.name, told)
+            await post_event(kube, live, Event("Warning", FOREIGN_CHANGE, told), now())
         if kind == "Deployment":
             deployment = applied
     facts = replace(await observe_facts(kube, service, deployment, problem), fit=fit)

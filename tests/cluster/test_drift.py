@@ -133,6 +133,14 @@ def test_what_others_set_stays(client: Client, namespace: str, service: dict[str
         return found
 
     wait_for("our image", lambda: container()["image"] == "octavo-server:0.1.0", SECONDS)
+
+    def told() -> list[str]:
+        events = client.get(path_of("v1", "Event", namespace))["items"]
+        return [each["message"] for each in events if each["reason"] == "ForeignChange"]
+
+    (message,) = wait_for("an event", told)
+    image = "spec.template.spec.containers[octavo].image"
+    assert message == f"Deployment: {image} changed by somebody; set back"
     live = client.get(own)
     assert live["metadata"]["labels"]["team"] == "x"
     assert live["metadata"]["annotations"]["example.com/owner"] == "y"
