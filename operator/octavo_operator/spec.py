@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any, TypeVar
 
 from octavo_operator import names, schema
+from octavo_operator.drain import grace_seconds
 from octavo_operator.model_uri import HubModel, ModelUri, parse_uri
 from octavo_operator.quantity import parse_quantity
 
@@ -378,6 +379,14 @@ def _check_rest(spec: Spec) -> None:
         raise InvalidSpec(
             "spec.podTemplate.spec.restartPolicy",
             "a server's pod restarts always; remove restartPolicy",
+        )
+    grace = (template.get("spec") or {}).get("terminationGracePeriodSeconds")
+    needed = grace_seconds(spec.drain.seconds)
+    if isinstance(grace, int) and grace < needed:
+        raise InvalidSpec(
+            "spec.podTemplate.spec.terminationGracePeriodSeconds",
+            f"{grace} would cut answers off: drain.seconds {spec.drain.seconds} needs {needed}; "
+            "lower drain.seconds, or leave this out",
         )
     for container in (template.get("spec") or {}).get("containers") or []:
         if container["name"] == names.CONTAINER:

@@ -8,9 +8,9 @@ import pytest
 from tests.operator.services import service
 
 from octavo_operator import names
+from octavo_operator.drain import PRE_STOP_SECONDS, STOP_SECONDS
 from octavo_operator.render import render
 from octavo_operator.render.deployment import choose_image
-from octavo_operator.render.drain import PRE_STOP_SECONDS, STOP_SECONDS
 from octavo_operator.replicas import read_replicas
 
 

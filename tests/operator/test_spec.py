@@ -135,6 +135,11 @@ from octavo_operator.spec import InvalidSpec, parse
             "always",
         ),
         (
+            {"podTemplate": {"spec": {"terminationGracePeriodSeconds": 30}}},
+            "spec.podTemplate.spec.terminationGracePeriodSeconds",
+            "needs 320",
+        ),
+        (
             {"podTemplate": {"spec": {"containers": [{"image": "x"}]}}},
             "spec.podTemplate.spec.containers[0].name",
             "is required",

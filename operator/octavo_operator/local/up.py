@@ -195,7 +195,8 @@ def read_workloads(files: Sequence[str], replicas: int | None) -> Workloads:
         raise click.ClickException(str(error)) from None
     if not workloads.pods:
         raise click.ClickException(
-            "nothing to run: no InferenceService or Deployment with replicas"
+            "nothing to run: no InferenceService or Deployment with replicas (a suspended one has "
+            "none)"
         )
     return workloads
 

@@ -7,8 +7,8 @@ import json
 from typing import Any
 
 from octavo_operator import names
+from octavo_operator.drain import PRE_STOP_SECONDS, grace_seconds
 from octavo_operator.render.arguments import locate, render_arguments
-from octavo_operator.render.drain import PRE_STOP_SECONDS, grace_seconds
 from octavo_operator.render.merge import merge
 from octavo_operator.render.probes import render_probes, startup_seconds
 from octavo_operator.render.settings import settings_text
