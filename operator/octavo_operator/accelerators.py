@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import time
 from collections.abc import Callable, Mapping
@@ -26,15 +27,17 @@ class Accelerators:
         self._labels: list[Mapping[str, str]] = []
         self._until = 0.0
         self._told = False
+        self._listing = asyncio.Lock()
 
     async def mebibytes(self, pod_spec: Mapping[str, Any]) -> tuple[int, ...]:
         """Of a GPU, of each kind of node that a pod of this spec may come to by its nodeSelector.
 
         () where no node says, or we may not ask. No pass fails for want of it.
         """
-        if self._clock() >= self._until:
-            self._until = self._clock() + KEPT_SECONDS
-            self._labels = await self._list()
+        async with self._listing:  # passes that come meanwhile wait for the same answer
+            if self._clock() >= self._until:
+                self._labels = await self._list()
+                self._until = self._clock() + KEPT_SECONDS
         selector = pod_spec.get("nodeSelector") or {}
         return found_in(labels for labels in self._labels if selector.items() <= labels.items())
 

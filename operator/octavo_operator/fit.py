@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from octavo_operator import conditions
+from octavo_operator import conditions, names
 from octavo_operator.conditions import FITS_ACCELERATOR, Condition
 from octavo_operator.spec import InferenceService, camel_case
 from octavo_server.distributed.shard import sizes_that_work
-from octavo_server.errors import InvalidSettings, StartupError
+from octavo_server.errors import StartupError
 from octavo_server.gpu_plan import EngineSettings, GpuPlan, plan_gpu, smallest_that_fits
-from octavo_server.memory_plan import readable_bytes
+from octavo_server.memory_plan import plan_blocks, readable_bytes
 from octavo_server.model_config import ModelConfig
 
 _MIB = 1 << 20
@@ -30,7 +30,8 @@ def decide_fit(
     model: ModelConfig | Unread | None,
     gpu_mebibytes: tuple[int, ...],
 ) -> Condition:
-    """`gpu_mebibytes`: of a GPU, of each kind of node that the pods may come to; () if none says.
+    """`gpu_mebibytes`: of a GPU, of each kind of node that the pods may come to, smallest first;
+    () if none says.
 
     model None: it is being read. False for what is known to be wrong, Unknown where a fact is
     missing.
@@ -43,12 +44,19 @@ def decide_fit(
         return _condition("Unknown", model.reason, model.message)
     size = service.spec.engine.tensor_parallel_size
     if size not in (works := sizes_that_work(model)):
-        names = ", ".join(map(str, works))
+        sizes = ", ".join(map(str, works))
         return _condition(
             "False",
             conditions.INVALID_TENSOR_PARALLEL_SIZE,
             f"spec.engine.tensorParallelSize {size} does not divide the model's "
-            f"{model.num_heads} heads; these work: {names}",
+            f"{model.num_heads} heads; these work: {sizes}",
+        )
+    others = [name for name in service.spec.resources.gpu_names if name != names.GPU_RESOURCE]
+    if others:
+        return _condition(
+            "Unknown",
+            conditions.NO_GPU_MEMORY_LABELS,
+            f"no label says how much memory {others[0]} has",
         )
     if not gpu_mebibytes:
         return _condition(
@@ -57,9 +65,27 @@ def decide_fit(
             "no node that the pods may come to has the label nvidia.com/gpu.memory (GPU feature "
             "discovery sets it), or the operator may not list nodes",
         )
+    *smaller, largest = (
+        (mebibytes, _on(service, model, mebibytes * _MIB)) for mebibytes in gpu_mebibytes
+    )
+    verdict = largest[1]
+    if verdict.status == "True" and (
+        less := [each for each, one in smaller if one.status != "True"]
+    ):
+        sizes = ", ".join(readable_bytes(each * _MIB) for each in less)
+        return replace(
+            verdict,
+            message=f"{verdict.message}; not on nodes whose GPUs have {sizes}, where pods may "
+            "land: podTemplate.spec.nodeSelector keeps them away",
+        )
+    return verdict
+
+
+def _on(service: InferenceService, model: ModelConfig, gpu_bytes: int) -> Condition:
+    """On GPUs of one kind."""
     try:
-        return _by_arithmetic(service, model, max(gpu_mebibytes) * _MIB)
-    except (InvalidSettings, StartupError) as error:
+        return _by_arithmetic(service, model, gpu_bytes)
+    except StartupError as error:
         return _condition("False", conditions.DOES_NOT_FIT, _in_fields(str(error)))
 
 
@@ -95,6 +121,21 @@ def _by_arithmetic(service: InferenceService, model: ModelConfig, gpu_bytes: int
             conditions.DOES_NOT_FIT,
             f"{what}; {readable_bytes(max(0, plan.left))} are left, kvCacheMemory asks for "
             f"{readable_bytes(stated)}",
+        )
+    if stated is not None:
+        cache = plan_blocks(
+            model,
+            block_size=settings.block_size,
+            dtype=settings.dtype,
+            cache_bytes=stated,
+            max_model_len=engine.max_model_len,
+            tensor_parallel_size=size,
+            remedy="raise spec.engine.kvCacheMemory",
+        )
+        return _condition(
+            "True",
+            conditions.FITS,
+            f"{what}; kvCacheMemory is some {cache.cache_tokens // 1000:,} thousand tokens",
         )
     if plan.cache is None:
         return _condition(

@@ -103,7 +103,11 @@ async def fetch(source: HubModel) -> ModelConfig | Unread:
                 conditions.HUB_UNREACHABLE,
                 f"the Hub answers {response.status} for {source.repository}",
             )
-        text = await response.content.read(MOST_BYTES + 1)
+        text = b""
+        async for piece in response.content.iter_any():
+            text += piece
+            if len(text) > MOST_BYTES:
+                break
     if len(text) > MOST_BYTES:
         return Unread(conditions.MODEL_NOT_READABLE, "its config.json is larger than 1 MiB")
     try:

@@ -63,3 +63,20 @@ def test_not_allowed_is_no_answer(caplog: pytest.LogCaptureFixture) -> None:
 
 def test_labels_that_are_no_numbers() -> None:
     assert found_in([{MEMORY_LABEL: "lots"}, {MEMORY_LABEL: "0"}, {}, {MEMORY_LABEL: "9"}]) == (9,)
+
+
+def test_passes_that_ask_at_once_get_the_same_answer() -> None:
+    class Slow(Nodes):
+        async def list(self, *arguments: Any) -> list[dict[str, Any]]:
+            await asyncio.sleep(0.01)
+            return await super().list(*arguments)
+
+    nodes = Slow(A)
+    kube: Any = nodes
+
+    async def scenario() -> list[tuple[int, ...]]:
+        accelerators = Accelerators(kube)
+        return await asyncio.gather(*(accelerators.mebibytes({}) for _ in range(3)))
+
+    assert asyncio.run(scenario()) == [(15360,)] * 3
+    assert nodes.asked == 1

@@ -25,7 +25,8 @@ SMALL, LARGE = parse_config(LLAMA), parse_config(MISTRAL)  # 1.2 and 7.2 billion
         ({}, SMALL, (), "Unknown", "NoGpuMemoryLabels", "nvidia.com/gpu.memory"),
         ({}, SMALL, (L4,), "True", "Fits", "2.30 GiB of weights"),
         ({}, LARGE, (H100,), "True", "Fits", "13.49 GiB of weights"),
-        ({}, LARGE, (T4, H100), "True", "Fits", "79.65 GiB x 0.9"),
+        ({}, LARGE, (T4, H100), "True", "Fits", "not on nodes whose GPUs have 15.00 GiB"),
+        ({}, LARGE, (L4, H100), "True", "Fits", "79.65 GiB x 0.9"),
         ({}, LARGE, (T4,), "False", "DoesNotFit", "tensorParallelSize 2 is the smallest"),
         ({"tensorParallelSize": 2}, LARGE, (T4,), "True", "Fits", "each of 2 GPUs"),
         ({"dtype": "float32"}, LARGE, (L4,), "False", "DoesNotFit", "tensorParallelSize"),
@@ -43,6 +44,14 @@ SMALL, LARGE = parse_config(LLAMA), parse_config(MISTRAL)  # 1.2 and 7.2 billion
         ({"tensorParallelSize": 5}, SMALL, (), "False", "InvalidTensorParallelSize", "32 heads"),
         ({"maxModelLen": 16384}, LARGE, (T4,), "False", "DoesNotFit", "smallest"),
         ({"kvCacheMemory": "40Gi"}, LARGE, (H100,), "True", "Fits", "x 1"),
+        (
+            {"kvCacheMemory": "64Mi", "maxModelLen": 8192},
+            LARGE,
+            (H100,),
+            "False",
+            "DoesNotFit",
+            "raise spec.engine.kvCacheMemory",
+        ),
         ({"kvCacheMemory": "70Gi"}, LARGE, (H100,), "False", "DoesNotFit", "asks for 70.00 GiB"),
         (
             {"maxModelLen": 10_000_000},
@@ -66,3 +75,10 @@ def test_it(
     assert (found.status, found.reason) == (status, reason), found.message
     assert words in found.message
     assert found.type == "FitsAccelerator"
+
+
+def test_a_slice_of_a_gpu_is_not_judged_as_a_whole_one() -> None:
+    limits = {"limits": {"nvidia.com/mig-1g.10gb": 1}}
+    found = decide_fit(service(resources=limits), LARGE, (H100,))
+    assert (found.status, found.reason) == ("Unknown", "NoGpuMemoryLabels")
+    assert "nvidia.com/mig-1g.10gb" in found.message
