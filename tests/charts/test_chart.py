@@ -128,6 +128,10 @@ def test_every_value_reaches_the_pod(tmp_path: Path) -> None:
         "nodeSelector": {"g": "h"},
         "tolerations": [{"key": "i"}],
         "affinity": {"nodeAffinity": {}},
+        "priorityClassName": "system-cluster-critical",
+        "volumes": [{"name": "ca", "configMap": {"name": "ca"}}],
+        "volumeMounts": [{"name": "ca", "mountPath": "/ca"}],
+        "env": [{"name": "SSL_CERT_FILE", "value": "/ca/bundle.crt"}],
     }
     path = tmp_path / "values.yaml"
     path.write_text(yaml.safe_dump(values), encoding="utf-8")
@@ -139,8 +143,11 @@ def test_every_value_reaches_the_pod(tmp_path: Path) -> None:
     pod = made["spec"]
     assert pod["containers"][0]["image"] == "host/op:9"
     assert "--image=host/server:8" in pod["containers"][0]["args"]
-    for key in ("imagePullSecrets", "nodeSelector", "tolerations", "affinity"):
+    for key in ("imagePullSecrets", "nodeSelector", "tolerations", "affinity", "volumes"):
         assert pod[key] == values[key]
+    assert pod["priorityClassName"] == "system-cluster-critical"
+    assert pod["containers"][0]["volumeMounts"] == values["volumeMounts"]
+    assert [each["name"] for each in pod["containers"][0]["env"]] == ["POD_NAME", "SSL_CERT_FILE"]
 
 
 def test_a_wrong_value_is_refused() -> None:
