@@ -23,9 +23,9 @@ import kopf
 from octavo_operator import names
 from octavo_operator.accelerators import Accelerators
 from octavo_operator.conditions import Condition
-from octavo_operator.fit import decide_fit
+from octavo_operator.fit import Unread, decide_fit
 from octavo_operator.health import Health
-from octavo_operator.hub import HubConfigs
+from octavo_operator.hub import NOT_ON_THE_HUB, HubConfigs
 from octavo_operator.kube import Kube, KubeError, KubeUnreachable, NoCluster, load_configuration
 from octavo_operator.lease import LeadershipLost, Lease, lead
 from octavo_operator.listening import listening
@@ -35,6 +35,7 @@ from octavo_operator.queue import BATCH_SECONDS, Key, Queue, work
 from octavo_operator.reconcile import reconcile
 from octavo_operator.spec import InferenceService
 from octavo_operator.startup import check_port, check_served
+from octavo_server.model_config import ModelConfig
 
 WORKERS = 8
 """Passes at a time; each is a handful of requests to the API server."""
@@ -205,7 +206,11 @@ async def serve(kube: Kube, queue: Queue, metrics: Metrics, options: Options) ->
     async def look(service: InferenceService) -> Condition:
         if not service.wants_gpu:
             return decide_fit(service, None, ())
-        model = configs.get(service.spec.model.source, (service.namespace, service.name))
+        asked = service.spec.model
+        model: ModelConfig | Unread | None = NOT_ON_THE_HUB
+        # An address of the manifest's is not the operator's to ask: it may be anything in reach.
+        if asked.endpoint is None:
+            model = configs.get(asked.source, (service.namespace, service.name))
         pod_spec = service.spec.pod_template.get("spec") or {}
         return decide_fit(service, model, await accelerators.mebibytes(pod_spec))
 

@@ -44,6 +44,8 @@ class Model:
     uri: str
     names: tuple[str, ...] = ()
     revision: str | None = None
+    endpoint: str | None = None
+    chat_template: str | None = None
     secret_ref: SecretRef | None = None
 
     @property
@@ -261,6 +263,11 @@ def _check_model(model: Model) -> None:
                 "spec.model.revision",
                 "the revision is given twice, here and after the @ of the uri; keep one",
             )
+    if model.endpoint is not None and not isinstance(source, HubModel):
+        raise InvalidSpec(
+            "spec.model.endpoint",
+            "an endpoint belongs to a Hub model (hf://); remove it or use an hf:// uri",
+        )
     if model.secret_ref is not None and not isinstance(source, HubModel):
         raise InvalidSpec(
             "spec.model.secretRef",
@@ -271,7 +278,7 @@ def _check_model(model: Model) -> None:
 _TYPED_FLAG = re.compile(
     r"--(tensor-parallel-size|gpu-memory-utilization|max-model-len|max-num-seqs"
     r"|max-num-batched-tokens|dtype|block-size|kv-cache-memory-bytes|device"
-    r"|(no-)?enable-prefix-caching|served-model-name|revision)(=|$)"
+    r"|(no-)?enable-prefix-caching|served-model-name|revision|chat-template)(=|$)"
 )
 _OPERATORS_FLAG = re.compile(r"--(host|port|shutdown-timeout)(=|$)")
 _ELSEWHERE_FLAG = re.compile(r"--(model|api-key)(=|$)")

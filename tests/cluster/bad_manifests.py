@@ -42,6 +42,8 @@ REFUSED: list[tuple[Spec, str, str]] = [
     (_model("hf://a/b@v1", revision="v1"), "spec.model.revision", "given twice"),
     (_model("file:///m", secretRef={"name": "t"}), "spec.model.secretRef", "belongs to a Hub"),
     (_model(names=["a,b"]), "spec.model.names", "should match"),
+    (_model("file:///m", endpoint="http://mirror"), "spec.model.endpoint", "belongs to a Hub"),
+    (_model(endpoint="mirror.models"), "spec.model.endpoint", "should match"),
     # The engine.
     (_engine(tensorParallelSize="two"), "spec.engine.tensorParallelSize", "integer"),
     (_engine(tensorParallelSize=0), "spec.engine.tensorParallelSize", "greater than or equal"),

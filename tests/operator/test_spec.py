@@ -64,6 +64,13 @@ from octavo_operator.spec import InvalidSpec, parse
             "spec.engine.env[0].valueFrom",
             "one",
         ),
+        (
+            {"uri": "file:///m", "model": {"endpoint": "http://mirror"}},
+            "spec.model.endpoint",
+            "belongs to a Hub model",
+        ),
+        ({"model": {"endpoint": "mirror"}}, "spec.model.endpoint", "does not match"),
+        ({"engine": {"extraArgs": ["--chat-template=x"]}}, "spec.engine.extraArgs", "field"),
         ({"replicas": -1}, "spec.replicas", "less than 0"),
         ({"autoscaling": {}}, "spec.autoscaling.maxReplicas", "is required"),
         (

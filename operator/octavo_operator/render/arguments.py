@@ -28,6 +28,8 @@ def locate(service: InferenceService) -> Location:
             secret = service.spec.model.secret_ref
             reference = secret and {"secretKeyRef": {"name": secret.name, "key": secret.key}}
             env = [{"name": "HF_TOKEN", "valueFrom": reference}] if reference else []
+            if (endpoint := service.spec.model.endpoint) is not None:
+                env.append({"name": "HF_ENDPOINT", "value": endpoint})
             return Location(repository, env=env)
         case ClaimModel(claim, path):
             root = f"/models/{claim}"
@@ -55,6 +57,9 @@ def render_arguments(service: InferenceService) -> list[str]:
         arguments.append(f"--served-model-name={name}")
     if isinstance(source, HubModel) and source.revision is not None:
         arguments.append(f"--revision={source.revision}")
+    if (template := service.spec.model.chat_template) is not None:
+        # Kubernetes puts variables where an argument says $(NAME); $$ is one $.
+        arguments.append("--chat-template=" + template.replace("$(", "$$("))
     if service.wants_gpu:
         arguments.append("--device=cuda")
         arguments.append(f"--gpu-memory-utilization={engine.gpu_memory_utilization}")

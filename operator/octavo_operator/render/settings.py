@@ -40,7 +40,7 @@ def settings_text(service: InferenceService, image: str) -> str:
     engine = _shorten({**_plain(spec.engine), "image": image})
     engine.pop("version", None)  # it is in the image
     settings = {
-        "model": _plain(spec.model),
+        "model": _shorten(_plain(spec.model)),
         "engine": engine,
         "resources": _plain(spec.resources),
         "cache": _plain(spec.cache),
