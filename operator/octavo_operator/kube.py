@@ -45,7 +45,7 @@ MOST_WAIT_SECONDS = 10.0
 _AWAY = frozenset({502, 503, 504})
 """Not 500: that is also the answer to an apply whose patch fits no type, and stays it."""
 
-_REPEATABLE = frozenset({"GET", "PATCH"})
+_REPEATABLE = frozenset({"DELETE", "GET", "PATCH"})
 """What the server may have done all the same, and may do twice: ours are applies and merges."""
 
 
@@ -200,6 +200,22 @@ class Kube:
         )
         query = {"fieldManager": names.FIELD_MANAGER}
         return await self._request("PUT", path, query, manifest, "application/json")
+
+    async def delete(self, live: Object) -> None:
+        """Just that object, in the background; one that is gone is no error, KubeError 409 if
+        another of its name is there.
+        """
+        metadata = live["metadata"]
+        path = path_of(live["apiVersion"], live["kind"], metadata["namespace"], metadata["name"])
+        body = {
+            "preconditions": {"uid": metadata["uid"]},
+            "propagationPolicy": "Background",
+        }
+        try:
+            await self._request("DELETE", path, None, body)
+        except KubeError as error:
+            if error.code != 404:
+                raise
 
     async def _request(
         self,

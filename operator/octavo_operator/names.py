@@ -33,6 +33,8 @@ UPGRADE_ANNOTATION = f"{GROUP}/upgrade"
 the value that was followed."""
 WAITING_ANNOTATION = f"{GROUP}/upgrade-waiting"
 """On the Deployment: what that would change."""
+EXTRAS_ANNOTATION = f"{GROUP}/extras"
+"""On the Deployment: the kinds of further objects that the service has, or had."""
 CHANGE_CAUSE_ANNOTATION = "kubernetes.io/change-cause"
 """Why the last rollout happened; `kubectl rollout history` prints it."""
 

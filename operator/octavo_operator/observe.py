@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from octavo_operator import names
@@ -17,21 +17,40 @@ from octavo_operator.facts import (
     read_pods,
 )
 from octavo_operator.kube import Kube
+from octavo_operator.render import ALWAYS, SOMETIMES
 from octavo_operator.spec import InferenceService
 
 Live = dict[str, dict[str, Any] | None]
 """The live objects by kind, None where there is none."""
 
 
-async def observe_objects(kube: Kube, service: InferenceService) -> Live:
-    kinds = {"Deployment": "apps/v1", "Service": "v1", "PodDisruptionBudget": "policy/v1"}
-    found = await asyncio.gather(
-        *(
-            kube.get(version, kind, service.namespace, service.name)
-            for kind, version in kinds.items()
-        )
-    )
-    return dict(zip(kinds, found, strict=True))
+async def observe_objects(kube: Kube, service: InferenceService, wanted: Collection[str]) -> Live:
+    """Of the kinds that every service has, those `wanted` and those that the Deployment names."""
+
+    async def read(kind: str) -> dict[str, Any] | None:
+        return await kube.get(kinds[kind], kind, service.namespace, service.name)
+
+    kinds = {**ALWAYS, **SOMETIMES}
+    deployment = await read("Deployment")
+    others = [kind for kind in ALWAYS if kind != "Deployment"]
+    others += sorted({*wanted, *read_extras(deployment)} - set(ALWAYS))
+    found = await asyncio.gather(*(read(kind) for kind in others))
+    return {"Deployment": deployment, **dict(zip(others, found, strict=True))}
+
+
+def read_extras(deployment: Mapping[str, Any] | None) -> set[str]:
+    """The further kinds that a Deployment names."""
+    annotations = (deployment or {}).get("metadata", {}).get("annotations") or {}
+    return set(annotations.get(names.EXTRAS_ANNOTATION, "").split(",")) & set(SOMETIMES)
+
+
+def with_extras(deployment: dict[str, Any], kinds: Collection[str]) -> dict[str, Any]:
+    """The Deployment to apply, with the further kinds that are there or soon will be."""
+    if not kinds:
+        return deployment
+    metadata = deployment["metadata"]
+    annotations = {**metadata["annotations"], names.EXTRAS_ANNOTATION: ",".join(sorted(kinds))}
+    return {**deployment, "metadata": {**metadata, "annotations": annotations}}
 
 
 async def observe_facts(

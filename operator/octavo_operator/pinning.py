@@ -20,13 +20,31 @@ from octavo_operator.spec import InferenceService
 _LONGEST = 131072
 """Characters. Annotations share 256 KiB; pods of a larger template follow the operator."""
 
+_OF_THE_PODS = frozenset(
+    {
+        names.REVISION_ANNOTATION,
+        names.RENDERED_ANNOTATION,
+        names.TEMPLATE_ANNOTATION,
+        names.DEFAULT_IMAGE_ANNOTATION,
+        names.UPGRADE_ANNOTATION,
+        names.WAITING_ANNOTATION,
+        names.CHANGE_CAUSE_ANNOTATION,
+    }
+)
+"""The annotations that speak of the pod template, and stay with it."""
+
 
 def pinned_image(service: InferenceService, live: Mapping[str, Any] | None, default: str) -> str:
     """The default image to render with: the one of when the pods were last rendered."""
-    before = _annotations(live)
+    before, engine = _annotations(live), service.spec.engine
     if _asks(service, before):
         return default
-    return before.get(names.DEFAULT_IMAGE_ANNOTATION) or default
+    if kept := before.get(names.DEFAULT_IMAGE_ANNOTATION):
+        return kept
+    if not before.get(names.TEMPLATE_ANNOTATION) or engine.image or engine.version:
+        return default
+    # Somebody removed the annotation, but not what it speaks of.
+    return _image(live) or default
 
 
 def pin(
@@ -46,7 +64,8 @@ def pin(
     annotations = {
         **metadata["annotations"],
         names.DEFAULT_IMAGE_ANNOTATION: image,
-        names.UPGRADE_ANNOTATION: service.upgrade,
+        # Taken away it asks for nothing, nor does bringing it back.
+        names.UPGRADE_ANNOTATION: service.upgrade or before.get(names.UPGRADE_ANNOTATION, ""),
     }
     template = rendered["spec"]["template"]
     text = canonical(_unmarked(template))
@@ -62,13 +81,42 @@ def pin(
         annotations[names.REVISION_ANNOTATION] = revision
     if len(text) <= _LONGEST:
         annotations[names.TEMPLATE_ANNOTATION] = text
-    if waiting:
-        annotations[names.WAITING_ANNOTATION] = "; ".join(waiting)
+    # Also "": `kubectl rollout undo` brings the annotations of another day back.
+    annotations[names.WAITING_ANNOTATION] = "; ".join(waiting)
     return {
         **rendered,
         "metadata": {**metadata, "annotations": annotations},
         "spec": {**rendered["spec"], "template": template},
     }
+
+
+def hold(live: Mapping[str, Any], rendered: dict[str, Any]) -> dict[str, Any]:
+    """The Deployment to apply where the pods are to stay: the live one's, but the number of them
+    as `rendered` has it.
+    """
+    before, metadata = _annotations(live), rendered["metadata"]
+    revision = before.get(names.REVISION_ANNOTATION, "")
+    kept = before.get(names.TEMPLATE_ANNOTATION, "")
+    template = live["spec"]["template"]
+    if _is(kept, revision):
+        template = mark(json.loads(kept), revision)
+    annotations = {
+        **{key: value for key, value in before.items() if key in _OF_THE_PODS},
+        **{key: value for key, value in metadata["annotations"].items() if key not in _OF_THE_PODS},
+    }
+    return {
+        **rendered,
+        "metadata": {**metadata, "annotations": annotations},
+        "spec": {**rendered["spec"], "template": template},
+    }
+
+
+def _image(live: Mapping[str, Any] | None) -> str:
+    """What the pods' server runs from; "" if that cannot be seen."""
+    template = (live or {}).get("spec", {}).get("template") or {}
+    containers = (template.get("spec") or {}).get("containers") or ()
+    found = [each.get("image", "") for each in containers if each.get("name") == names.CONTAINER]
+    return str(found[0]) if found else ""
 
 
 def _annotations(live: Mapping[str, Any] | None) -> Mapping[str, str]:
@@ -77,7 +125,7 @@ def _annotations(live: Mapping[str, Any] | None) -> Mapping[str, str]:
 
 def _asks(service: InferenceService, before: Mapping[str, str]) -> bool:
     """Whether the owner wants what the operator renders now."""
-    return before.get(names.UPGRADE_ANNOTATION, "") != service.upgrade
+    return service.upgrade not in ("", before.get(names.UPGRADE_ANNOTATION, ""))
 
 
 def _is(text: str, revision: str) -> bool:

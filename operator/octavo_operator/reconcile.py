@@ -11,24 +11,24 @@ from typing import Any
 from octavo_operator import names
 from octavo_operator.apply import Refused, apply, find_conflict
 from octavo_operator.conditions import (
-    BEING_READ,
     FORBIDDEN,
     FOREIGN_CHANGE,
     INTERNAL_ERROR,
-    INVALID_TENSOR_PARALLEL_SIZE,
     NAME_CONFLICT,
+    PROGRESSING,
     WORKLOAD_READY,
     Condition,
     Problem,
 )
 from octavo_operator.events import post_event
 from octavo_operator.foreign import describe_foreign_change
+from octavo_operator.holding import decide_hold, keep_verdict
 from octavo_operator.kube import Kube, KubeError, KubeUnreachable
-from octavo_operator.observe import observe_facts, observe_objects
-from octavo_operator.pinning import pin, pinned_image
-from octavo_operator.render import render
+from octavo_operator.observe import observe_facts, observe_objects, read_extras, with_extras
+from octavo_operator.pinning import hold, pin, pinned_image
+from octavo_operator.render import SOMETIMES, render
 from octavo_operator.replicas import read_replicas, seed_replicas, wanted_before
-from octavo_operator.rollout import with_cause
+from octavo_operator.rollout import rolls, with_cause
 from octavo_operator.spec import InferenceService, InvalidSpec, parse
 from octavo_operator.status import decide_invalid, decide_status
 from octavo_operator.transitions import Event, decide_events
@@ -128,38 +128,46 @@ async def _reconcile_valid(
     now: Callable[[], str],
 ) -> dict[str, Any]:
     previous = live.get("status") or {}
-    objects = await observe_objects(kube, service)
+    wanted = [each["kind"] for each in render(service)]
+    objects = await observe_objects(kube, service, wanted)
     deployment = objects["Deployment"]
     if conflicts := {
         kind: conflict
-        for kind, each in objects.items()
-        if each is not None and (conflict := find_conflict(service, each)) is not None
+        for kind in wanted
+        if (each := objects[kind]) is not None
+        and (conflict := find_conflict(service, each)) is not None
     }:
         # Nothing is applied then: pods behind somebody else's Service would serve nobody.
         ours = None if "Deployment" in conflicts else deployment
         taken = Problem(WORKLOAD_READY, NAME_CONFLICT, "; ".join(conflicts.values()))
         facts = await observe_facts(kube, service, ours, taken)
         return decide_status(service, facts, previous, now())
+    extras = {
+        kind: each
+        for kind, each in objects.items()
+        if kind in SOMETIMES and each is not None and find_conflict(service, each) is None
+    }
     replicas = None if service.spec.suspend else wanted_before(previous)
     if deployment is not None:
         replicas = read_replicas(deployment, service.spec.suspend)
     replicas = await seed_replicas(kube, live, service, replicas)
-    fit = None if look is None else await look(service)
-    problem = None
-    if fit is not None and fit.reason == INVALID_TENSOR_PARALLEL_SIZE:
-        problem = Problem(WORKLOAD_READY, fit.reason, f"{fit.message}; what runs stays")
-    # The first pods wait a moment for what may be known to keep any from starting.
-    held = problem is not None or (
-        fit is not None and fit.reason == BEING_READ and deployment is None
-    )
+    fit = None if look is None else keep_verdict(await look(service), previous, service.generation)
+    problem = decide_hold(fit)
     pinned = pinned_image(service, deployment, image)
     for manifest in render(service, image=pinned, replicas=replicas):
         kind = manifest["kind"]
-        if kind == "Deployment" and held:
-            continue
         if kind == "Deployment":
-            manifest = pin(service, deployment, manifest, image=pinned, default=image)
-            manifest = with_cause(deployment, manifest, previous.get("rollout"))
+            pods = pin(service, deployment, manifest, image=pinned, default=image)
+            if problem is None or (deployment is not None and not rolls(deployment, pods)):
+                manifest = with_cause(deployment, pods, previous.get("rollout"))
+                problem = None if problem is None or problem.reason == PROGRESSING else problem
+            elif deployment is not None:
+                manifest = hold(deployment, manifest)
+            else:
+                continue
+            manifest = with_extras(manifest, {*extras, *wanted} & set(SOMETIMES))
+        elif kind in SOMETIMES and kind not in read_extras(deployment):
+            continue  # until the Deployment names it, and it cannot be forgotten
         try:
             applied = await apply(kube, service, manifest, objects[kind])
         except Refused as error:
@@ -170,6 +178,8 @@ async def _reconcile_valid(
             await post_event(kube, live, Event("Warning", FOREIGN_CHANGE, told), now())
         if kind == "Deployment":
             deployment = applied
+    for kind in sorted(set(extras) - set(wanted)):
+        await kube.delete(extras[kind])
     facts = replace(await observe_facts(kube, service, deployment, problem), fit=fit)
     return decide_status(service, facts, previous, now())
 

@@ -172,7 +172,11 @@ def render_pod_template(service: InferenceService, image: str) -> dict[str, Any]
             {"key": names.GPU_RESOURCE, "operator": "Exists", "effect": "NoSchedule"}
         ]
     template = merge({"metadata": {}, "spec": pod}, service.spec.pod_template)
-    template["metadata"] = merge(template["metadata"], {"labels": names.labels(service.name)})
+    metadata = merge(template["metadata"], {"labels": names.labels(service.name)})
+    # The revision is ours, and {} is as good as nothing: two writings of one template.
+    annotations = dict(metadata.pop("annotations", None) or {})
+    annotations.pop(names.REVISION_ANNOTATION, None)
+    template["metadata"] = {**metadata, "annotations": annotations} if annotations else metadata
     return template
 
 

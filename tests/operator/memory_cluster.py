@@ -1,0 +1,96 @@
+"""An API server in a dictionary: as much of it as a pass asks for."""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+from typing import Any
+
+from tests.operator.services import NOW, manifest
+
+from octavo_operator import names
+from octavo_operator.conditions import Condition
+from octavo_operator.reconcile import reconcile
+
+Object = dict[str, Any]
+
+
+class MemoryCluster:
+    """With the InferenceService `tiny` in `ns`. Applying replaces: nobody else writes."""
+
+    def __init__(self, **spec: Any) -> None:
+        self.objects: dict[str, Object] = {}
+        self.pods: list[Object] = []
+        self.events: list[str] = []
+        self.fit: Condition | None = None
+        self.image = "octavo-server:1"
+        self.live: Object = {**manifest(**spec), "status": {}}
+        self.live["metadata"]["resourceVersion"] = "1"
+
+    def edit(self, annotations: dict[str, str] | None = None, **spec: Any) -> None:
+        metadata = self.live["metadata"]
+        if spec:
+            metadata["generation"] += 1
+            self.live["spec"] = {**self.live["spec"], **spec}
+        if annotations is not None:
+            metadata["annotations"] = annotations
+
+    def pass_over(self) -> dict[str, Object]:
+        """One pass; the conditions after it, by type."""
+        kube: Any = self
+
+        async def look(_: object) -> Condition:
+            assert self.fit is not None
+            return self.fit
+
+        chosen = None if self.fit is None else look
+        asyncio.run(reconcile(kube, "ns", "tiny", image=self.image, look=chosen, now=lambda: NOW))
+        return {each["type"]: each for each in self.live["status"]["conditions"]}
+
+    @property
+    def deployment(self) -> Object:
+        return self.objects["Deployment"]
+
+    @property
+    def container(self) -> Object:
+        found: Object = self.deployment["spec"]["template"]["spec"]["containers"][0]
+        return found
+
+    # What a pass calls of Kube.
+
+    async def get(self, _version: str, kind: str, _namespace: str, _name: str) -> Object | None:
+        found = self.live if kind == names.KIND else self.objects.get(kind)
+        return copy.deepcopy(found)
+
+    async def list(self, *_: str) -> list[Object]:
+        return copy.deepcopy(self.pods)
+
+    async def apply(self, manifest: Object) -> Object:
+        metadata = {"uid": f"of {manifest['kind']}", **manifest["metadata"]}
+        self.objects[manifest["kind"]] = copy.deepcopy({**manifest, "metadata": metadata})
+        return copy.deepcopy(self.objects[manifest["kind"]])
+
+    async def delete(self, live: Object) -> None:
+        del self.objects[live["kind"]]
+
+    async def scale(self, _: Object, replicas: int) -> None:
+        self.live["spec"]["replicas"] = replicas
+
+    async def create(self, event: Object) -> None:
+        self.events.append(f"{event['reason']}: {event['message']}")
+
+    async def patch_status(self, live: Object, change: Object) -> None:
+        assert live["metadata"]["uid"] == self.live["metadata"]["uid"]
+        self.live["status"] = _merged(self.live["status"], change)
+
+
+def _merged(before: Object, change: Object) -> Object:
+    result = dict(before)
+    for key, value in change.items():
+        if value is None:
+            result.pop(key, None)
+        elif isinstance(value, dict) and isinstance(result.get(key), dict):
+            result[key] = _merged(result[key], value)
+        else:
+            result[key] = value
+    return copy.deepcopy(result)
