@@ -27,7 +27,7 @@ from octavo_operator.fit import Unread, decide_fit
 from octavo_operator.health import Health
 from octavo_operator.hub import NOT_ON_THE_HUB, HubConfigs
 from octavo_operator.kube import Kube, KubeError, KubeUnreachable, NoCluster, load_configuration
-from octavo_operator.lease import LeadershipLost, Lease, lead
+from octavo_operator.lease import LeadershipLost, Lease, lead, until
 from octavo_operator.listening import listening
 from octavo_operator.logs import configure_logs, logging_about
 from octavo_operator.metrics import Metrics
@@ -117,19 +117,26 @@ async def login(**_: Any) -> kopf.ConnectionInfo:
     )
 
 
-async def enqueue_all(kube: Kube, queue: Queue, namespaces: tuple[str, ...], every: float) -> None:
+async def enqueue_all(
+    kube: Kube, queue: Queue, metrics: Metrics, namespaces: tuple[str, ...], every: float
+) -> None:
     """The safety net for lost events: each object gets a pass in each period, spread over it."""
     while True:
         await asyncio.sleep(every)
-        try:
-            for namespace in namespaces or (None,):
+        for namespace in namespaces or (None,):
+            where = namespace or "all namespaces"
+            try:
                 found = await kube.list(names.API_VERSION, names.KIND, namespace)
-                for index, each in enumerate(found):
-                    metadata = each["metadata"]
-                    delay = every * index / len(found)
-                    queue.add((metadata["namespace"], metadata["name"]), delay)
-        except (KubeError, KubeUnreachable) as error:
-            log.warning("periodic pass skipped: %s", error)
+            except (KubeError, KubeUnreachable) as error:
+                log.warning("periodic pass over %s skipped: %s", where, error)
+                continue
+            except Exception:
+                log.exception("periodic pass over %s skipped", where)
+                continue
+            keys = [(each["metadata"]["namespace"], each["metadata"]["name"]) for each in found]
+            metrics.listed_services(namespace, keys)
+            for index, key in enumerate(keys):
+                queue.add(key, every * index / len(keys))
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,7 +169,9 @@ async def run(options: Options) -> None:
         queue = Queue()
         metrics, health = Metrics(queue), Health(queue)
         kube = await stack.enter_async_context(Kube(configuration, metrics.saw_request))
-        await check_served(kube, options.namespaces)
+        await until(stopped, check_served(kube, options.namespaces))
+        if stopped.is_set():
+            return
         if options.check:
             click.echo(f"{configuration.host} serves {names.PLURAL}")
             return
@@ -185,7 +194,7 @@ async def run(options: Options) -> None:
             await serve(kube, queue, metrics, options)
 
         if not options.lease_namespace:
-            await serving()
+            await until(stopped, serving())
             return
         lease = Lease(kube, options.lease_namespace, options.lease_name, identity())
         try:
@@ -222,7 +231,9 @@ async def serve(kube: Kube, queue: Queue, metrics: Metrics, options: Options) ->
 
     tasks = [asyncio.ensure_future(work(queue, do)) for _ in range(WORKERS)]
     every = options.resync_seconds
-    tasks.append(asyncio.ensure_future(enqueue_all(kube, queue, options.namespaces, every)))
+    tasks.append(
+        asyncio.ensure_future(enqueue_all(kube, queue, metrics, options.namespaces, every))
+    )
     watches = asyncio.ensure_future(
         kopf.operator(
             registry=registry,
