@@ -41,6 +41,6 @@ def test_one_bad_namespace_does_not_stop_the_others(
         monkeypatch.setattr(module.asyncio, "sleep", sleep)
         with pytest.raises(asyncio.CancelledError):
             await enqueue_all(kube, queue, Metrics(queue), ("bad", "good"), 0.0)
-        return {key for key in iter(queue.pop, None)}
+        return set(iter(queue.pop, None))
 
     assert asyncio.run(story()) == {("good", "x"), ("good", "y")}
