@@ -142,10 +142,19 @@ class Kube:
             raise
 
     async def list(
-        self, api_version: str, kind: str, namespace: str | None, label_selector: str = ""
+        self,
+        api_version: str,
+        kind: str,
+        namespace: str | None,
+        label_selector: str = "",
+        field_selector: str = "",
     ) -> list[Object]:
         """All objects, in pages of 500."""
-        query = {"limit": "500", "labelSelector": label_selector}
+        query = {
+            "limit": "500",
+            "labelSelector": label_selector,
+            "fieldSelector": field_selector,
+        }
         items: list[Object] = []
         while True:
             page = await self._request("GET", path_of(api_version, kind, namespace), query)

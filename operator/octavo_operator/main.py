@@ -24,6 +24,7 @@ from octavo_operator import names
 from octavo_operator.accelerators import Accelerators
 from octavo_operator.conditions import Condition
 from octavo_operator.fit import Unread, decide_fit
+from octavo_operator.gpu_room import GpuRoom
 from octavo_operator.health import Health
 from octavo_operator.hub import NOT_ON_THE_HUB, HubConfigs
 from octavo_operator.kube import Kube, KubeError, KubeUnreachable, NoCluster, load_configuration
@@ -210,7 +211,7 @@ async def serve(kube: Kube, queue: Queue, metrics: Metrics, options: Options) ->
     register(registry, queue, metrics)
     kopf.on.login(registry=registry)(login)
 
-    configs, accelerators = HubConfigs(queue.add), Accelerators(kube)
+    configs, accelerators, room = HubConfigs(queue.add), Accelerators(kube), GpuRoom(kube)
 
     async def look(service: InferenceService) -> Condition:
         if not service.wants_gpu:
@@ -225,7 +226,9 @@ async def serve(kube: Kube, queue: Queue, metrics: Metrics, options: Options) ->
 
     async def do(key: Key) -> None:
         with metrics.passing(), logging_about(key):
-            look_again_seconds = await reconcile(kube, *key, image=options.image, look=look)
+            look_again_seconds = await reconcile(
+                kube, *key, image=options.image, look=look, room=room.look
+            )
         if look_again_seconds is not None:
             queue.add(key, look_again_seconds)
 

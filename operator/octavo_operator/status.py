@@ -39,6 +39,7 @@ def decide_status(
             "updatedReplicas": len(facts.current),
             "complete": not facts.outdated
             and sum(pod.ready for pod in facts.current) >= facts.wanted,
+            **({"plan": facts.plan} if facts.plan else {}),
             **({"waiting": facts.waiting[:4096]} if facts.waiting else {}),
         }
     return status
