@@ -196,6 +196,14 @@ class Kube:
         query = {"fieldManager": names.FIELD_MANAGER}
         return await self._request("PATCH", path, query, body, "application/merge-patch+json")
 
+    async def annotate_pod(self, pod: Object, annotations: Mapping[str, str]) -> Object:
+        """KubeError 404 or 409 if that pod is gone."""
+        metadata = pod["metadata"]
+        path = path_of("v1", "Pod", metadata["namespace"], metadata["name"])
+        body = {"metadata": {"uid": metadata["uid"], "annotations": annotations}}
+        query = {"fieldManager": names.FIELD_MANAGER}
+        return await self._request("PATCH", path, query, body, "application/merge-patch+json")
+
     async def create(self, manifest: Object) -> Object:
         path = path_of(manifest["apiVersion"], manifest["kind"], manifest["metadata"]["namespace"])
         query = {"fieldManager": names.FIELD_MANAGER}

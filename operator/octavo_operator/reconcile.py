@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
 from typing import Any
@@ -19,6 +20,7 @@ from octavo_operator.conditions import (
     Condition,
     Problem,
 )
+from octavo_operator.deletion_cost import shrinks, write_costs
 from octavo_operator.events import post_event
 from octavo_operator.foreign import describe_foreign_change
 from octavo_operator.gpu_room import Room, pod_name
@@ -32,6 +34,7 @@ from octavo_operator.observe import (
     with_extras,
 )
 from octavo_operator.pinning import pinned_image
+from octavo_operator.pod_loads import PodLoads
 from octavo_operator.render import SOMETIMES, render
 from octavo_operator.replicas import read_replicas, seed_replicas, wanted_before
 from octavo_operator.spec import InferenceService, InvalidSpec, parse
@@ -46,6 +49,20 @@ Look = Callable[[InferenceService], Awaitable[Condition]]
 
 LookForRoom = Callable[..., Awaitable[Room]]
 """`GpuRoom.look`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Means:
+    """What a pass may ask besides the API server's objects; it does without what is None.
+
+    `look` tells whether the model fits its GPUs, `room` whether a GPU is spare, `loads` how busy
+    pods are.
+    """
+
+    look: Look | None = None
+    room: LookForRoom | None = None
+    loads: PodLoads | None = None
+
 
 LOOK_AGAIN_SECONDS = 15.0
 UNSEEN_ENDS = (NAME_CONFLICT, FORBIDDEN)
@@ -62,15 +79,12 @@ async def reconcile(
     name: str,
     *,
     image: str,
-    look: Look | None = None,
-    room: LookForRoom | None = None,
+    means: Means = Means(),
     now: Callable[[], str] = utc_now,
 ) -> float | None:
     """parse -> render -> apply -> observe -> decide_status -> write, once and only if it differs.
 
-    `look` tells whether the model fits its GPUs; without it nothing is said about that. `room`
-    tells whether a GPU is spare; without it rollouts do not ask. Returns
-    also for a user's mistake, which becomes a condition: then the seconds after which to
+    Returns also for a user's mistake, which becomes a condition: then the seconds after which to
     look again if its end causes no event, else None. Raises KubeError or KubeUnreachable for what
     another attempt may mend, and whatever our own mistake raises: that becomes a condition first.
     """
@@ -81,7 +95,7 @@ async def reconcile(
     generation = live["metadata"]["generation"]
     try:
         service = parse(live)
-        status, impatient = await _reconcile_valid(kube, live, service, image, look, room, now)
+        status, impatient = await _reconcile_valid(kube, live, service, image, means, now)
     except InvalidSpec as error:
         status, impatient = decide_invalid(generation, str(error), previous, now()), False
     except KubeUnreachable:
@@ -135,8 +149,7 @@ async def _reconcile_valid(
     live: dict[str, Any],
     service: InferenceService,
     image: str,
-    look: Look | None,
-    room: LookForRoom | None,
+    means: Means,
     now: Callable[[], str],
 ) -> tuple[dict[str, Any], bool]:
     """The status, and whether to look again soon: patience with a pod ends by the clock."""
@@ -165,7 +178,12 @@ async def _reconcile_valid(
     if deployment is not None:
         replicas = read_replicas(deployment, service.spec.suspend)
     replicas = await seed_replicas(kube, live, service, replicas)
-    fit = None if look is None else keep_verdict(await look(service), previous, service.generation)
+    fit = None
+    if means.look is not None:
+        fit = keep_verdict(await means.look(service), previous, service.generation)
+    spare = None
+    if means.room is not None:
+        spare = partial(means.room, own=[pod_name(each) for each in seen])
     pinned = pinned_image(service, deployment, image)
     facts = read_facts(service, deployment, seen, fit=fit)
     problem = None
@@ -180,15 +198,15 @@ async def _reconcile_valid(
                 default=image,
                 facts=facts,
                 previous=previous,
-                spare=None
-                if room is None
-                else partial(room, own=[pod_name(each) for each in seen]),
+                spare=spare,
                 now=now(),
             )
             problem = choice.problem
             if choice.manifest is None:
                 continue
             manifest = with_extras(choice.manifest, {*extras, *wanted} & set(SOMETIMES))
+            if means.loads is not None and shrinks(deployment, manifest):
+                await write_costs(kube, means.loads, seen)
         elif kind in SOMETIMES and kind not in read_extras(deployment):
             continue  # until the Deployment names it, and it cannot be forgotten
         try:
@@ -203,6 +221,8 @@ async def _reconcile_valid(
             deployment = applied
     for kind in sorted(set(extras) - set(wanted)):
         await kube.delete(extras[kind])
+    if means.loads is not None:
+        means.loads.watch(live, seen)
     facts = read_facts(service, deployment, seen, problem=problem, fit=fit)
     return decide_status(service, facts, previous, now()), is_impatient(deployment, facts)
 

@@ -47,12 +47,7 @@ def remember(
     """
     before = _annotations(live)
     here, next_one = before.get(names.REVISION_ANNOTATION), _revision(manifest)
-    rollout = previous.get("rollout") or {}
-    proven = (
-        rollout.get("revision") == here
-        and bool(rollout.get("complete"))
-        and previous.get("readyReplicas", 0) > 0
-    )
+    proven = _is_proven(live, previous)
     if proven and here == next_one:
         return manifest
     if proven:
@@ -73,15 +68,18 @@ def failed_before(live: Mapping[str, Any], wanted: Mapping[str, Any]) -> Problem
     return Problem(WORKLOAD_READY, conditions.ROLLED_BACK, str(failed.get("message", "")))
 
 
-def decide_rollback(live: Mapping[str, Any], facts: Facts, now: str) -> Problem | None:
+def decide_rollback(
+    live: Mapping[str, Any], facts: Facts, previous: Mapping[str, Any], now: str
+) -> Problem | None:
     """Why the live revision is given up; None if it is not, or there is nothing to go back to.
 
-    `facts` are of the live Deployment; its pods' ages are counted to `now`, RFC 3339.
+    `facts` are of the live Deployment; its pods' ages are counted to `now`, RFC 3339. `previous` is
+    the status: what has worked once is not given up.
     """
     good = read(live, names.LAST_GOOD_ANNOTATION)
     if not is_template_of(good.get("template"), good.get("revision")):
         return None
-    if any(pod.ready for pod in facts.current):
+    if _is_proven(live, previous) or any(pod.ready for pod in facts.current):
         return None
     serves = any(pod.ready for pod in facts.outdated)
     found = [each for pod in facts.current if (each := _final(pod, now, serves)) is not None]
@@ -132,6 +130,16 @@ def read(live: Mapping[str, Any] | None, name: str) -> dict[str, Any]:
     except ValueError:
         return {}
     return found if isinstance(found, dict) else {}
+
+
+def _is_proven(live: Mapping[str, Any], previous: Mapping[str, Any]) -> bool:
+    """Whether the live revision has served, all of its pods. A suspended service proves nothing."""
+    rollout = previous.get("rollout") or {}
+    return (
+        rollout.get("revision") == _annotations(live).get(names.REVISION_ANNOTATION)
+        and bool(rollout.get("complete"))
+        and previous.get("readyReplicas", 0) > 0
+    )
 
 
 def _final(pod: PodFacts, now: str, serves: bool) -> Problem | None:

@@ -32,6 +32,8 @@ def decide_status(
         "url": names.url(service.name, service.namespace),
         "conditions": add_times(decided, previous, service.generation, now),
     }
+    if ready and "reported" in previous:
+        status["reported"] = previous["reported"]  # PodLoads writes it, beside the passes
     if facts.revision:
         status["rollout"] = {
             "revision": facts.revision,

@@ -76,7 +76,7 @@ async def choose_deployment(
             return Choice(hold(live, rendered), stays)
         manifest = remember(live, with_cause(live, wanted, told), previous)
         return Choice(await _planned(service, manifest, spare))
-    if (why := decide_rollback(live, facts, now)) is not None:
+    if (why := decide_rollback(live, facts, previous, now)) is not None:
         return Choice(await _planned(service, roll_back(live, rendered, why), spare), why)
     manifest = remember(live, with_cause(live, wanted, told), previous)
     plan = read_plan(live)

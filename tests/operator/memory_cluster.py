@@ -11,7 +11,7 @@ from tests.operator.services import NOW, manifest
 from octavo_operator import names
 from octavo_operator.conditions import Condition
 from octavo_operator.gpu_room import Room
-from octavo_operator.reconcile import reconcile
+from octavo_operator.reconcile import Means, reconcile
 
 Object = dict[str, Any]
 
@@ -59,8 +59,10 @@ class MemoryCluster:
                 "ns",
                 "tiny",
                 image=self.image,
-                look=None if self.fit is None else look,
-                room=None if self.room is None else find_room,
+                means=Means(
+                    look=None if self.fit is None else look,
+                    room=None if self.room is None else find_room,
+                ),
                 now=lambda: self.now,
             )
         )
