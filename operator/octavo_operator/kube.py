@@ -164,6 +164,13 @@ class Kube:
         # JSON is YAML.
         return await self._request("PATCH", path, query, manifest, "application/apply-patch+yaml")
 
+    async def change(self, live: Object, operations: list[Object]) -> Object:
+        """A JSON patch; KubeError 422 if one of its tests fails."""
+        metadata = live["metadata"]
+        path = path_of(live["apiVersion"], live["kind"], metadata["namespace"], metadata["name"])
+        query = {"fieldManager": names.FIELD_MANAGER}
+        return await self._request("PATCH", path, query, operations, "application/json-patch+json")
+
     async def patch_status(self, live: Object, change: Mapping[str, Any]) -> Object:
         """A merge patch of `live`'s status; KubeError 409 if that object was replaced meanwhile."""
         metadata = live["metadata"]
