@@ -54,12 +54,15 @@ class GpuRoom:
             ]
             if len(nodes) > MOST_NODES:
                 return Room.UNKNOWN
+            # A pod that has no node yet will take a GPU that is free now: its elder's, say.
+            waiting = await self._kube.list("v1", "Pod", None, field_selector="spec.nodeName=")
+            claimed = held_by((pod for pod in waiting if pod_name(pod) not in own), resource)
             found = Room.NONE
             for node in nodes:
                 field = f"spec.nodeName={node['metadata']['name']}"
                 pods = await self._kube.list("v1", "Pod", None, field_selector=field)
                 free = _allocatable(node, resource) - held_by(pods, resource)
-                if free >= wanted:
+                if free - claimed >= wanted:
                     return Room.NOW
                 ours = (pod for pod in pods if pod_name(pod) in own)
                 if free + max((held_by([pod], resource) for pod in ours), default=0) >= wanted:

@@ -63,6 +63,14 @@ def test_a_gpu_is_spare_where_pods_hold_fewer() -> None:
     assert look(nodes, template(3), own=("ns/p",)) is Room.NONE
 
 
+def test_pods_that_wait_for_a_node_will_take_what_is_free() -> None:
+    nodes = Nodes(node("a", 2), a=[pod("p", 1)])
+    nodes.pods[""] = [pod("waits", 1, "Pending"), pod("small", 0, "Pending")]
+    assert look(nodes, template(1)) is Room.AFTER
+    assert look(nodes, template(1), own=("ns/p",)) is Room.AFTER
+    assert look(nodes, template(1), own=("ns/waits",)) is Room.NOW
+
+
 def test_gpus_of_two_nodes_are_not_added_up() -> None:
     nodes = Nodes(node("a", 2), node("b", 2), a=[pod("p", 1)], b=[pod("q", 1)])
     assert look(nodes, template(2)) is Room.NONE
