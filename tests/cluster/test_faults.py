@@ -40,7 +40,7 @@ def test_killed_at_random_points_of_rollouts(
         fleet.make(512)
         for kill in range(KILLS):
             if kill:
-                fleet.change(512 + kill)
+                fleet.change()
             # While it is killed pods still come, of what it has written.
             fleet.wait_for(chance.randrange(fleet.pods * 3 // 4))
             operator.kill()
