@@ -39,6 +39,8 @@ class Accelerators:
                 self._labels = await self._list()
                 self._until = self._clock() + KEPT_SECONDS
         selector = pod_spec.get("nodeSelector") or {}
+        if not isinstance(selector, Mapping):
+            return ()  # the API server's to refuse, with the path
         return found_in(labels for labels in self._labels if selector.items() <= labels.items())
 
     async def _list(self) -> list[Mapping[str, str]]:

@@ -22,9 +22,13 @@ class Health:
         """In a word, once it knows what: leading or standing by."""
 
     async def alive(self, _: web.Request) -> web.Response:
-        """200, or 503 where passes are due and none begins; no answer where the loop hangs."""
-        if (overdue := self._queue.overdue_seconds()) > STALLED_SECONDS:
-            return web.Response(status=503, text=f"no pass for {overdue:.0f} s\n")
+        """200, or 503 where passes are due and none ends; no answer where the loop hangs.
+
+        Not for passes that are only slow (an API server with thousands of services): they end.
+        """
+        stalled = min(self._queue.overdue_seconds(), self._queue.idle_seconds())
+        if stalled > STALLED_SECONDS:
+            return web.Response(status=503, text=f"no pass for {stalled:.0f} s\n")
         return web.Response(text=f"{len(self._queue)} waiting\n")
 
     async def ready(self, _: web.Request) -> web.Response:

@@ -45,7 +45,7 @@ MOST_WAIT_SECONDS = 10.0
 _AWAY = frozenset({502, 503, 504})
 """Not 500: that is also the answer to an apply whose patch fits no type, and stays it."""
 
-_REPEATABLE = frozenset({"GET", "PATCH"})
+_REPEATABLE = frozenset({"DELETE", "GET", "PATCH"})
 """What the server may have done all the same, and may do twice: ours are applies and merges."""
 
 
@@ -142,10 +142,19 @@ class Kube:
             raise
 
     async def list(
-        self, api_version: str, kind: str, namespace: str | None, label_selector: str = ""
+        self,
+        api_version: str,
+        kind: str,
+        namespace: str | None,
+        label_selector: str = "",
+        field_selector: str = "",
     ) -> list[Object]:
         """All objects, in pages of 500."""
-        query = {"limit": "500", "labelSelector": label_selector}
+        query = {
+            "limit": "500",
+            "labelSelector": label_selector,
+            "fieldSelector": field_selector,
+        }
         items: list[Object] = []
         while True:
             page = await self._request("GET", path_of(api_version, kind, namespace), query)
@@ -194,6 +203,14 @@ class Kube:
         query = {"fieldManager": names.FIELD_MANAGER}
         return await self._request("PATCH", path, query, body, "application/merge-patch+json")
 
+    async def annotate_pod(self, pod: Object, annotations: Mapping[str, str]) -> Object:
+        """KubeError 404 or 409 if that pod is gone."""
+        metadata = pod["metadata"]
+        path = path_of("v1", "Pod", metadata["namespace"], metadata["name"])
+        body = {"metadata": {"uid": metadata["uid"], "annotations": annotations}}
+        query = {"fieldManager": names.FIELD_MANAGER}
+        return await self._request("PATCH", path, query, body, "application/merge-patch+json")
+
     async def create(self, manifest: Object) -> Object:
         path = path_of(manifest["apiVersion"], manifest["kind"], manifest["metadata"]["namespace"])
         query = {"fieldManager": names.FIELD_MANAGER}
@@ -207,6 +224,22 @@ class Kube:
         )
         query = {"fieldManager": names.FIELD_MANAGER}
         return await self._request("PUT", path, query, manifest, "application/json")
+
+    async def delete(self, live: Object) -> None:
+        """Just that object, in the background; one that is gone is no error, KubeError 409 if
+        another of its name is there.
+        """
+        metadata = live["metadata"]
+        path = path_of(live["apiVersion"], live["kind"], metadata["namespace"], metadata["name"])
+        body = {
+            "preconditions": {"uid": metadata["uid"]},
+            "propagationPolicy": "Background",
+        }
+        try:
+            await self._request("DELETE", path, None, body)
+        except KubeError as error:
+            if error.code != 404:
+                raise
 
     async def _request(
         self,

@@ -102,8 +102,8 @@ class Lease:
     async def keep(self) -> None:
         """Renews until cancelled; LeadershipLost once it cannot."""
         while True:
-            await asyncio.sleep(RETRY_SECONDS)
-            left = self._renewed_at + RENEW_SECONDS - self._clock()
+            await asyncio.sleep(min(RETRY_SECONDS, max(0.0, self._left_seconds())))
+            left = self._left_seconds()
             if left <= 0:
                 raise LeadershipLost(f"the lease was not renewed for {RENEW_SECONDS:.0f} s")
             try:
@@ -114,6 +114,9 @@ class Lease:
                 continue
             if not renewed and self.holder not in ("", self._identity):
                 raise LeadershipLost(f"{self.holder} leads now")
+
+    def _left_seconds(self) -> float:
+        return self._renewed_at + RENEW_SECONDS - self._clock()
 
     async def release(self) -> None:
         """Lets the next one lead at its next attempt. A failure costs it the lease's duration."""
@@ -151,23 +154,25 @@ async def lead(
     stopped: asyncio.Event,
     stands_by: Callable[[], None],
 ) -> None:
-    """`serve()` once this process leads, and release the lease behind it; nothing if `stopped`
-    comes first.
+    """`serve()` once this process leads, until it ends or `stopped`; and release the lease behind
+    it.
 
     LeadershipLost where the lead goes to another: `serve` was cancelled, and ends before that one
     can start.
     """
     acquiring = asyncio.ensure_future(lease.acquire(stands_by))
-    stopping = asyncio.ensure_future(stopped.wait())
-    await asyncio.wait({acquiring, stopping}, return_when=asyncio.FIRST_COMPLETED)
-    stopping.cancel()
-    if not acquiring.done():
+    await asyncio.wait(
+        {acquiring, stopping := asyncio.ensure_future(stopped.wait())},
+        return_when=asyncio.FIRST_COMPLETED,
+    )
+    if stopped.is_set():  # in the same tick, too
         acquiring.cancel()
         await asyncio.wait({acquiring})
         await lease.release()  # it may have come with the last answer
         return
     await acquiring
-    keeping, serving = asyncio.ensure_future(lease.keep()), asyncio.ensure_future(serve())
+    keeping = asyncio.ensure_future(lease.keep())
+    serving = asyncio.ensure_future(until(stopped, serve()))
     try:
         await asyncio.wait({keeping, serving}, return_when=asyncio.FIRST_COMPLETED)
         if keeping.done():
@@ -177,8 +182,21 @@ async def lead(
         await serving
     finally:
         lost = keeping.done()
-        for task in (keeping, serving):
+        for task in (keeping, serving, stopping):
             task.cancel()
         await asyncio.wait({keeping, serving}, timeout=RETRY_SECONDS)
         if not lost:
             await lease.release()
+
+
+async def until(stopped: asyncio.Event, work: Coroutine[None, None, None]) -> None:
+    """Does `work`; cancelled once `stopped`, it ends, and that is no error."""
+    working, stopping = asyncio.ensure_future(work), asyncio.ensure_future(stopped.wait())
+    try:
+        await asyncio.wait({working, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        if working.done():
+            await working
+    finally:
+        for task in (working, stopping):
+            task.cancel()
+        await asyncio.wait({working, stopping})

@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections import Counter as Tally
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 from aiohttp import web
@@ -22,7 +22,8 @@ from octavo_operator.queue import Key, Queue
 _PASS_SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 120)
 """A pass is a handful of requests of some 10 ms each; 120 s end it."""
 
-STATUSES = ("True", "False", "Unknown")
+STATUSES = ("True", "False", "Unknown", conditions.SUSPENDED)
+"""A suspended service is not ready, but as its owner wants it: nobody is to be woken for it."""
 
 
 class Metrics:
@@ -82,10 +83,19 @@ class Metrics:
     def saw_service(self, key: Key, status: Mapping[str, Any]) -> None:
         """An InferenceService as a watch has it."""
         found = [each for each in status.get("conditions") or () if each.get("type") == "Ready"]
-        self._services.ready[key] = str(found[0]["status"]) if found else "Unknown"
+        ready = str(found[0]["status"]) if found else "Unknown"
+        if found and found[0].get("reason") == conditions.SUSPENDED:
+            ready = conditions.SUSPENDED
+        self._services.ready[key] = ready
 
     def forgot_service(self, key: Key) -> None:
         self._services.ready.pop(key, None)
+
+    def listed_services(self, namespace: str | None, keys: Collection[Key]) -> None:
+        """All there are (of one namespace): a watch that was cut may have missed a deletion."""
+        for key in set(self._services.ready) - set(keys):
+            if namespace in (None, key[0]):
+                self.forgot_service(key)
 
     def leads(self, leads: bool) -> None:
         self._leader.set(leads)
@@ -105,7 +115,7 @@ class _Services(Collector):
     def collect(self) -> Iterator[GaugeMetricFamily]:
         family = GaugeMetricFamily(
             "octavo_operator_services",
-            f"InferenceServices by the status of their condition {conditions.READY}.",
+            f"InferenceServices by the status of their condition {conditions.READY}, or Suspended.",
             labels=["ready"],
         )
         tally = Tally(self.ready.values())

@@ -40,7 +40,7 @@ class Queue:
         self._again: dict[Key, float] = {}
         self._failures: dict[Key, int] = {}
         self._changed = asyncio.Event()
-        self.last_done = clock()
+        self._last_done = clock()
 
     def __len__(self) -> int:
         return len(self._due)
@@ -69,7 +69,7 @@ class Queue:
     def done(self, key: Key, *, failed: bool = False) -> None:
         """The pass ended; a failed one is repeated after 1, 2, 4, ... 120 seconds."""
         self._working.discard(key)
-        self.last_done = self._clock()
+        self._last_done = self._clock()
         again = self._again.pop(key, None)
         if failed:
             failures = self._failures.get(key, 0)
@@ -86,6 +86,10 @@ class Queue:
         """How long the oldest key whose time has come waits for a worker; 0.0 if none does."""
         oldest = min(self._due.values(), default=float("inf"))
         return max(0.0, self._clock() - oldest)
+
+    def idle_seconds(self) -> float:
+        """Since a pass ended, or since the start."""
+        return self._clock() - self._last_done
 
     async def take(self) -> Key:
         """`pop`, but it waits."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from octavo_operator import names
+from octavo_operator.conditions import SUSPENDED
 from octavo_operator.kube import Kube, KubeError
 from octavo_operator.spec import InferenceService
 
@@ -23,6 +24,10 @@ def read_replicas(deployment: dict[str, Any], suspended: bool) -> int | None:
 def wanted_before(previous: dict[str, Any]) -> int | None:
     """How many pods the last pass saw wanted: a Deployment deleted by hand comes back with them."""
     wanted = str(previous.get("readyOfWanted", "")).rpartition("/")[2]
+    if wanted == "0" and any(
+        each["reason"] == SUSPENDED for each in previous.get("conditions") or ()
+    ):
+        return None  # 0 is what suspending made of it
     return int(wanted) if wanted.isdecimal() else None
 
 

@@ -27,10 +27,17 @@ def decide_cause(
     before = live["metadata"].get("annotations") or {}
     after = rendered["metadata"]["annotations"]
     revision = after[names.REVISION_ANNOTATION]
-    if (before.get(names.REVISION_ANNOTATION) or _pods_revision(live)) == revision:
+    if not rolls(live, rendered):
         kept = told["reason"] if told and told.get("revision") == revision else CREATED
         return str(before.get(names.CHANGE_CAUSE_ANNOTATION) or kept)
     return explain_change(before.get(names.RENDERED_ANNOTATION), after[names.RENDERED_ANNOTATION])
+
+
+def rolls(live: Mapping[str, Any], rendered: Mapping[str, Any]) -> bool:
+    """Whether applying it replaces the pods."""
+    before = live["metadata"].get("annotations") or {}
+    now = before.get(names.REVISION_ANNOTATION) or _pods_revision(live)
+    return bool(now != rendered["metadata"]["annotations"][names.REVISION_ANNOTATION])
 
 
 def _pods_revision(live: Mapping[str, Any]) -> str | None:

@@ -80,3 +80,8 @@ def test_passes_that_ask_at_once_get_the_same_answer() -> None:
 
     assert asyncio.run(scenario()) == [(15360,)] * 3
     assert nodes.asked == 1
+
+
+@pytest.mark.parametrize("selector", [["zone"], "zone", 1])
+def test_a_selector_of_a_wrong_type_is_the_api_servers_to_refuse(selector: Any) -> None:
+    assert ask(Nodes(A, B), {"nodeSelector": selector}) == ()

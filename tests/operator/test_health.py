@@ -48,3 +48,22 @@ def test_not_alive_where_due_passes_do_not_begin() -> None:
         assert (await codes(health))[0] == 200
 
     asyncio.run(scenario())
+
+
+def test_alive_while_slow_passes_end() -> None:
+    async def scenario() -> None:
+        now = 0.0
+        queue = Queue(lambda: now)
+        health = Health(queue)
+        for name in "abc":
+            queue.add(("ns", name))
+        now = STALLED_SECONDS - 1
+        key = queue.pop()
+        assert key is not None
+        queue.done(key)
+        now = STALLED_SECONDS + 1
+        assert (await codes(health))[0] == 200
+        now = 2 * STALLED_SECONDS
+        assert (await codes(health))[0] == 503
+
+    asyncio.run(scenario())

@@ -4,13 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import copy
+import time
 from typing import Any
 
 import pytest
 
 from octavo_operator import lease as module
 from octavo_operator.kube import KubeError, KubeUnreachable
-from octavo_operator.lease import DURATION_SECONDS, RENEW_SECONDS, LeadershipLost, Lease, lead
+from octavo_operator.lease import (
+    DURATION_SECONDS,
+    RENEW_SECONDS,
+    LeadershipLost,
+    Lease,
+    lead,
+    until,
+)
 
 
 class Server:
@@ -204,5 +212,75 @@ def test_one_that_stands_by_can_be_stopped(scene: Scene, monkeypatch: pytest.Mon
         assert len(seen) == 3
         assert not work.began
         assert await first.attempt()
+
+    asyncio.run(story())
+
+
+def test_a_stop_in_the_tick_of_acquiring_is_heard(scene: Scene) -> None:
+    async def story() -> None:
+        stopped, work = asyncio.Event(), Work()
+        stopped.set()
+        await lead(scene.candidate("a"), work, stopped, lambda: None)
+        assert not work.began
+        assert await scene.candidate("b").attempt()
+
+    asyncio.run(asyncio.wait_for(story(), 5))
+
+
+def test_a_stop_ends_the_work(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def story() -> None:
+        stopped, work = asyncio.Event(), Work()
+
+        async def sleep(_: float) -> None:
+            if work.began:
+                stopped.set()
+            await asyncio.wait({asyncio.ensure_future(stopped.wait())}, timeout=0.001)
+
+        monkeypatch.setattr(module.asyncio, "sleep", sleep)
+        await lead(scene.candidate("a"), work, stopped, lambda: None)
+        assert work.cancelled
+        assert await scene.candidate("b").attempt()
+
+    asyncio.run(asyncio.wait_for(story(), 5))
+
+
+def test_a_leader_whose_server_hangs_gives_up_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "RENEW_SECONDS", 0.5)
+    monkeypatch.setattr(module, "RETRY_SECONDS", 0.3)
+
+    async def story() -> float:
+        server: Any = Server()
+        lease = Lease(server, "system", "octavo", "a")
+        assert await lease.attempt()
+        began = time.monotonic()
+        forever = asyncio.Event()
+
+        async def hang(*_: str) -> None:
+            await forever.wait()
+
+        server.get = hang
+        with pytest.raises(LeadershipLost):
+            await lease.keep()
+        return time.monotonic() - began
+
+    assert 0.4 < asyncio.run(story()) < 0.7  # one more RETRY_SECONDS would be 0.8
+
+
+def test_until() -> None:
+    async def story() -> None:
+        stopped, work = asyncio.Event(), Work()
+        work.over.set()
+        await until(stopped, work())
+        assert not work.cancelled
+
+        async def fails() -> None:
+            raise ValueError("x")
+
+        with pytest.raises(ValueError, match="x"):
+            await until(stopped, fails())
+        stopped.set()
+        work = Work()
+        await asyncio.wait_for(until(stopped, work()), 5)
+        assert not work.over.is_set()
 
     asyncio.run(story())

@@ -43,6 +43,8 @@ def test_all_of_it() -> None:
         metrics.saw_service(("ns", "b"), {})
         metrics.saw_service(("ns", "c"), {"conditions": [{"type": "Ready", "status": "False"}]})
         metrics.forgot_service(("ns", "c"))
+        asleep = {"type": "Ready", "status": "False", "reason": "Suspended"}
+        metrics.saw_service(("ns", "d"), {"conditions": [asleep]})
         port = free_port()
         async with listening(port, {"/metrics": metrics.answer}):
             return await read(port)
@@ -60,6 +62,7 @@ def test_all_of_it() -> None:
         'octavo_operator_services{ready="True"}': 1,
         'octavo_operator_services{ready="False"}': 0,
         'octavo_operator_services{ready="Unknown"}': 1,
+        'octavo_operator_services{ready="Suspended"}': 1,
     }
 
 
@@ -69,3 +72,20 @@ def test_none_without_a_port() -> None:
             pass
 
     asyncio.run(scenario())
+
+
+@pytest.mark.parametrize(
+    ("namespace", "left"), [(None, {("a", "x")}), ("b", {("a", "x"), ("a", "y")})]
+)
+def test_what_a_list_does_not_have_is_forgotten(
+    namespace: str | None, left: set[tuple[str, str]]
+) -> None:
+    metrics = Metrics(Queue())
+    for key in (("a", "x"), ("a", "y"), ("b", "x")):
+        metrics.saw_service(key, {})
+    listed = [("a", "x")] if namespace is None else []
+    metrics.listed_services(namespace, listed)
+    (family,) = (
+        each for each in metrics.registry.collect() if each.name == "octavo_operator_services"
+    )
+    assert sum(each.value for each in family.samples) == len(left)

@@ -53,7 +53,7 @@ def waiting(deployment: Deployment) -> str | None:
 
 def test_a_newer_operator_applies_the_same_pods() -> None:
     first = applied(service(), None, OLD)
-    assert waiting(first) is None
+    assert waiting(first) == ""
     second = applied(service(), first, NEW, changed=True)
     assert second["spec"]["template"] == first["spec"]["template"]
     assert waiting(second) == (
@@ -70,7 +70,7 @@ def test_asked_for_it_follows_once() -> None:
     asked = upgraded("1")
     second = applied(asked, first, NEW)
     assert image_of(second) == NEW
-    assert waiting(second) is None
+    assert waiting(second) == ""
     assert "engine.image" in decide_cause(first, second)
     third = applied(asked, second, "octavo-server:3")
     assert image_of(third) == NEW
@@ -97,7 +97,7 @@ def test_an_image_of_the_manifest_is_taken(engine: dict[str, str], image: str) -
     first = applied(service(), None, OLD)
     second = applied(service(engine=engine), first, NEW)
     assert image_of(second) == image
-    assert waiting(second) is None
+    assert waiting(second) == ""
     assert image_of(applied(service(), second, NEW)) == OLD
 
 
@@ -123,3 +123,32 @@ def test_a_template_too_large_to_keep_follows_the_operator() -> None:
     assert names.TEMPLATE_ANNOTATION not in first["metadata"]["annotations"]
     second = applied(large, first, OLD, changed=True)
     assert second["spec"]["template"] != first["spec"]["template"]
+
+
+@pytest.mark.parametrize(
+    "annotations", [{}, {names.REVISION_ANNOTATION: "mine"}, {"a": "b"}, {"a": "b", "c": ""}]
+)
+def test_annotations_of_the_pods_do_not_unpin_them(annotations: dict[str, str]) -> None:
+    one = service(podTemplate={"metadata": {"annotations": annotations}})
+    first = applied(one, None, OLD)
+    assert applied(one, first, NEW, changed=True)["spec"] == first["spec"]
+
+
+def test_taking_the_annotation_away_asks_for_nothing() -> None:
+    first = applied(upgraded("1"), None, OLD)
+    second = applied(service(), first, NEW, changed=True)
+    assert second["spec"] == first["spec"]
+    # Nor does bringing it back.
+    assert applied(upgraded("1"), second, NEW, changed=True)["spec"] == first["spec"]
+    assert image_of(applied(upgraded("2"), second, NEW)) == NEW
+
+
+def test_the_default_image_is_known_from_the_pods_too() -> None:
+    first = applied(service(), None, OLD)
+    del first["metadata"]["annotations"][names.DEFAULT_IMAGE_ANNOTATION]
+    assert applied(service(), first, NEW)["spec"] == first["spec"]
+
+
+def test_nothing_waits_after_the_upgrade() -> None:
+    """Applied, not left out: a copy that `kubectl rollout undo` brought back would stay."""
+    assert waiting(applied(upgraded("1"), applied(service(), None, OLD), NEW)) == ""

@@ -16,6 +16,8 @@ def test_wanted_before() -> None:
     assert wanted_before({"readyOfWanted": "1/3"}) == 3
     assert wanted_before({"readyOfWanted": "0/0"}) == 0
     assert wanted_before({}) is None
+    asleep = {"type": "Ready", "status": "False", "reason": "Suspended"}
+    assert wanted_before({"readyOfWanted": "0/0", "conditions": [asleep]}) is None
 
 
 class Scale:

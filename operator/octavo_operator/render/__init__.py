@@ -15,7 +15,21 @@ from octavo_operator.render.disruption_budget import render_disruption_budget
 from octavo_operator.render.service import render_service
 from octavo_operator.spec import InferenceService
 
-__all__ = ["render", "render_deployment", "render_disruption_budget", "render_service"]
+__all__ = [
+    "ALWAYS",
+    "SOMETIMES",
+    "render",
+    "render_deployment",
+    "render_disruption_budget",
+    "render_service",
+]
+
+ALWAYS = {"Deployment": "apps/v1", "Service": "v1", "PodDisruptionBudget": "policy/v1"}
+"""Kind to API version of the objects that every service has."""
+
+SOMETIMES: dict[str, str] = {}
+"""Of those that some manifests ask for: they are deleted when theirs does not any more. The
+Deployment names them (EXTRAS_ANNOTATION), so that nothing else is looked for in each pass."""
 
 
 def render(

@@ -96,6 +96,14 @@ def canonical(template: dict[str, Any]) -> str:
     return json.dumps(template, sort_keys=True, separators=(",", ":"))
 
 
+def is_template_of(text: object, revision: object) -> bool:
+    """Whether the text is the template of that revision, and not what somebody made of it."""
+    try:
+        return isinstance(text, str) and hash_template(json.loads(text)) == revision
+    except ValueError:
+        return False
+
+
 def mark(template: dict[str, Any], revision: str) -> dict[str, Any]:
     """The template with its revision on it, for its pods to carry."""
     metadata = template["metadata"]
@@ -172,7 +180,11 @@ def render_pod_template(service: InferenceService, image: str) -> dict[str, Any]
             {"key": names.GPU_RESOURCE, "operator": "Exists", "effect": "NoSchedule"}
         ]
     template = merge({"metadata": {}, "spec": pod}, service.spec.pod_template)
-    template["metadata"] = merge(template["metadata"], {"labels": names.labels(service.name)})
+    metadata = merge(template["metadata"], {"labels": names.labels(service.name)})
+    # The revision is ours, and {} is as good as nothing: two writings of one template.
+    annotations = dict(metadata.pop("annotations", None) or {})
+    annotations.pop(names.REVISION_ANNOTATION, None)
+    template["metadata"] = {**metadata, "annotations": annotations} if annotations else metadata
     return template
 
 
