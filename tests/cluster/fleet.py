@@ -17,6 +17,13 @@ def slow(pod: Object) -> Behaviour:
     return Behaviour(start_after=0.1, ready_after=0.2 + own, stop_after=0.1)
 
 
+def gpus(services: int, replicas: int) -> int:
+    """Of a node on which all of them can start new pods beside the old ones: where one waits for
+    another's GPU, it waits for a minute before it gives way.
+    """
+    return 2 * services * replicas
+
+
 class Fleet:
     """Hollow services of `replicas` pods; the number that a rollout changes is maxModelLen."""
 

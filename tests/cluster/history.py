@@ -71,12 +71,12 @@ class History:
         return found
 
     def doubled(self) -> list[str]:
-        """Children that were made more than once, and Deployments that were changed more often
-        than their InferenceService, as by two that each want something else.
+        """Children that were made more than once, and Deployments whose pods were changed more
+        often than their InferenceService, as by two that each want something else.
         """
         uids: defaultdict[tuple[str, str], set[str]] = defaultdict(set)
         lengths: defaultdict[str, set[int]] = defaultdict(set)
-        specs: dict[str, Object] = {}
+        templates: dict[str, Object] = {}
         writes: defaultdict[str, int] = defaultdict(int)
         for moment in self._in_order():
             metadata = moment.item["metadata"]
@@ -85,8 +85,8 @@ class History:
                 lengths[name].add(_length(moment.item))
             elif moment.kind in CHILDREN or moment.kind == "ReplicaSet":
                 uids[moment.kind, name].add(metadata["uid"])
-            if moment.kind == "Deployment" and specs.get(name) != moment.item["spec"]:
-                specs[name] = moment.item["spec"]
+            if moment.kind == "Deployment" and templates.get(name) != _template(moment.item):
+                templates[name] = _template(moment.item)
                 writes[name] += 1
         found = []
         for (kind, name), each in uids.items():
@@ -122,6 +122,11 @@ def _ready_condition(service: Object) -> Object | None:
 
 def _length(service: Object) -> int:
     return int(service["spec"]["engine"]["maxModelLen"])
+
+
+def _template(deployment: Object) -> Object:
+    found: Object = deployment["spec"]["template"]
+    return found
 
 
 def _arguments(pod: Object) -> Sequence[str]:

@@ -28,7 +28,9 @@ def pod(version: int, ready: str, length: int = 512, **more: Any) -> Moment:
 def child(version: int, kind: str, uid: str, length: int = 512, gone: bool = False) -> Moment:
     labels = {SERVICE_LABEL: "s0"}
     metadata = {"name": f"s0-{uid}", "uid": uid, "labels": labels}
-    return Moment(version, kind, {"metadata": metadata, "spec": {"length": length}}, gone)
+    return Moment(
+        version, kind, {"metadata": metadata, "spec": {"template": {"length": length}}}, gone
+    )
 
 
 def test_ready_without_a_pod_that_serves_is_a_lie_whatever_the_order_of_arrival() -> None:

@@ -13,7 +13,7 @@ from collections.abc import Callable
 import pytest
 
 from tests.cluster.cluster import Cluster, wait_for
-from tests.cluster.fleet import Fleet, slow
+from tests.cluster.fleet import Fleet, gpus, slow
 from tests.cluster.kube_api import Client, path_of
 from tests.cluster.node_agent import Node
 from tests.cluster.operator_process import NAMESPACE, Operator, environment
@@ -104,7 +104,7 @@ def test_the_leader_is_lost_in_the_middle_of_rollouts(
     how: str,
 ) -> None:
     """Another has the lease, or the leader's machine stands still for longer than that lasts."""
-    nodes(gpus=6, script=slow)
+    nodes(gpus=gpus(3, 2), script=slow)
     fleet = Fleet(client, namespace, services=3, replicas=2)
     operator.stop()  # it would do the work of those that may not
     first = Candidate(cluster, operator, f"{how}-first", namespace)

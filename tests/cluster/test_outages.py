@@ -18,7 +18,7 @@ from functools import partial
 import pytest
 
 from tests.cluster.cluster import Cluster, wait_for
-from tests.cluster.fleet import Fleet, slow
+from tests.cluster.fleet import Fleet, gpus, slow
 from tests.cluster.kube_api import ApiError, Client, path_of
 from tests.cluster.node_agent import Node
 from tests.cluster.operator_process import NAMESPACE, SERVICE_ACCOUNT, Operator
@@ -68,7 +68,7 @@ def rollouts(
     proxy: TcpProxy,
 ) -> Iterator[Fleet]:
     """Services that are ready; whatever the test does to them meanwhile, all is well afterwards."""
-    nodes(gpus=SERVICES * REPLICAS, script=slow)
+    nodes(gpus=gpus(SERVICES, REPLICAS), script=slow)
     fleet = Fleet(client, namespace, SERVICES, REPLICAS)
     with Witness(cluster.kubeconfig, namespace) as witness:
         fleet.make(512)
@@ -113,7 +113,7 @@ def test_the_api_server_restarts(
 def test_watches_are_cut_mid_stream(proxy: TcpProxy, rollouts: Fleet) -> None:
     chance = random.Random(SEED)
     for _ in range(ROUNDS):
-        proxy.cut_after(lambda: chance.randrange(3_000, 15_000 * SERVICES))
+        proxy.cut_after(lambda: chance.randrange(20_000, 80_000 * SERVICES))
         before = proxy.cuts
         for _ in range(2):
             rollouts.change()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -12,10 +12,13 @@ import pytest
 import yaml
 
 from tests.cluster.cluster import Cluster, wait_for
-from tests.cluster.kube_api import Client, path_of
+from tests.cluster.hollow import Behaviour
+from tests.cluster.kube_api import Client, Object, path_of
+from tests.cluster.node_agent import Node
 from tests.cluster.operator_process import RIGHTS, Operator, environment
 from tests.cluster.processes import Daemon
 from tests.cluster.test_e2e import API, condition, make, manifest
+from tests.cluster.test_loads import LOADS, servers  # noqa: F401
 
 Rules = list[dict[str, Any]]
 
@@ -23,6 +26,7 @@ RBAC = "rbac.authorization.k8s.io/v1"
 AT_ONCE = 4
 SECONDS = 40.0
 
+OF_SCALE_DOWN = "patch pods"
 MADE = ("deployments", "services", "poddisruptionbudgets")
 IN_CONDITIONS = {
     *(f"{verb} {resource}" for verb in ("get", "create", "patch") for resource in MADE),
@@ -62,7 +66,14 @@ class Scene:
     """
 
     def __init__(
-        self, cluster: Cluster, client: Client, name: str, rules: Rules, *, everywhere: bool = False
+        self,
+        cluster: Cluster,
+        client: Client,
+        name: str,
+        rules: Rules,
+        *,
+        everywhere: bool = False,
+        replicas: int | None = None,
     ) -> None:
         self._client, self._namespace = client, name
         self._served = f"{name}-served" if everywhere else name
@@ -72,7 +83,8 @@ class Scene:
         beyond = [rule for rule in rules if reaches_beyond(rule, everywhere)]
         self._grant("Role", name, [rule for rule in rules if rule not in beyond])
         self._grant("ClusterRole", None, beyond)
-        make(client, self._served, manifest("a"))
+        make(client, self._served, manifest("a", **({"replicas": replicas} if replicas else {})))
+        self.service = path_of(API, "InferenceService", self._served, "a")
         variables = environment(cluster.service_account_kubeconfig(name, "operator"))
         command = [
             sys.executable, "-m", "octavo_server.cli", "operator",
@@ -97,7 +109,7 @@ class Scene:
 
     def told(self, right: str) -> bool:
         """The service says in its conditions, and in an event, what the operator may not do."""
-        found = self._client.get(path_of(API, "InferenceService", self._served, "a"))
+        found = self._client.get(self.service)
         said = condition(found, "Ready")
         events = self._client.get(path_of("v1", "Event", self._served))["items"]
         return (
@@ -108,7 +120,7 @@ class Scene:
 
     def works(self) -> bool:
         """The pass is written, said in an event, and the lease was renewed."""
-        found = self._client.get(path_of(API, "InferenceService", self._served, "a"))
+        found = self._client.get(self.service)
         lease = path_of("coordination.k8s.io/v1", "Lease", self._namespace, "octavo-operator")
         held = (self._client.find(lease) or {}).get("spec", {})
         events = self._client.get(path_of("v1", "Event", self._served))["items"]
@@ -154,7 +166,7 @@ def test_none_is_superfluous_and_none_is_missing(
     cluster: Cluster, client: Client, namespace: str
 ) -> None:
     rules = all_rules()
-    cases = [("", rules), *without_each(rules)]
+    cases = [("", rules), *(each for each in without_each(rules) if each[0] != OF_SCALE_DOWN)]
     assert len(cases) > 20
 
     def outcome(index: int) -> tuple[str, str]:
@@ -177,6 +189,36 @@ def test_none_is_superfluous_and_none_is_missing(
     assert superfluous == []
     for removed, complaint in found.items():
         print(f"{removed}: {complaint[:200]}")
+
+
+@pytest.mark.usefixtures("no_other", "servers")
+def test_the_right_that_only_a_scale_down_needs(
+    cluster: Cluster, client: Client, namespace: str, nodes: Callable[..., Node]
+) -> None:
+    addresses = iter(LOADS)
+    given: dict[str, str] = {}
+
+    def script(pod: Object) -> Behaviour:
+        name = pod["metadata"]["name"]
+        if name not in given:
+            given[name] = next(addresses)
+        return Behaviour(address=given[name])
+
+    nodes(gpus=len(LOADS), script=script)
+    (rules,) = [left for removed, left in without_each(all_rules()) if removed == OF_SCALE_DOWN]
+    scene = Scene(cluster, client, f"{namespace}-down", rules, replicas=len(LOADS))
+    try:
+
+        def all_serve() -> bool:
+            status = client.get(scene.service).get("status", {})
+            return bool(status.get("readyReplicas") == len(LOADS))
+
+        wait_for("all pods", all_serve, SECONDS)
+        assert scene.complaint() == ""
+        client.patch(scene.service, {"spec": {"replicas": 1}})
+        wait_for("the complaint", lambda: scene.complaint(OF_SCALE_DOWN), SECONDS)
+    finally:
+        scene.end()
 
 
 @pytest.mark.usefixtures("no_other")
