@@ -60,7 +60,8 @@ test: $(STAMP) lint model helm system control-plane  ## Set up, lint, type-check
 
 soak: $(STAMP)  ## The scheduler by properties (an hour), the operator killed and at full size
 	OCTAVO_REQUIRE_CLUSTER=1 OCTAVO_FAULT_SERVICES=50 OCTAVO_FAULT_KILLS=20 OCTAVO_SCALE_SERVICES=1000 \
-		$(TEST_ENV) $(BIN)/python -m pytest --timeout=0 -n 0 -s tests/cluster/test_faults.py tests/cluster/test_scale.py
+		OCTAVO_OUTAGE_SERVICES=20 OCTAVO_OUTAGE_ROUNDS=5 OCTAVO_OUTAGE_SOAK=1 $(TEST_ENV) $(BIN)/python \
+		-m pytest --timeout=0 -n 0 -s tests/cluster/test_faults.py tests/cluster/test_outages.py tests/cluster/test_scale.py
 	$(TEST_ENV) OCTAVO_SOAK_EXAMPLES=$(or $(EXAMPLES),20000) $(BIN)/python -m pytest --timeout=0 tests/server/engine/test_scheduler_properties.py
 
 bench-seed: $(STAMP) model  ## The article's experiment: 50 requests at once, Flask against Octavo

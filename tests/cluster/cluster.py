@@ -151,8 +151,12 @@ class Cluster:
             raise AssertionError(f"Service {namespace}/{service} has no ready endpoint")
         return ready[0]
 
-    def service_account_kubeconfig(self, namespace: str, name: str, seconds: int = 7200) -> Path:
-        """A kubeconfig with a token of that ServiceAccount, as a pod of it would have."""
+    def service_account_kubeconfig(
+        self, namespace: str, name: str, seconds: int = 7200, *, url: str = "", way: str = ""
+    ) -> Path:
+        """A kubeconfig with a token of that ServiceAccount, as a pod of it would have; `way` names
+        the file of one that goes through another `url`.
+        """
         path = path_of("v1", "ServiceAccount", namespace, name) + "/token"
         body: Object = {
             "apiVersion": "authentication.k8s.io/v1",
@@ -160,7 +164,7 @@ class Cluster:
             "spec": {"expirationSeconds": seconds},
         }
         token = self.client.create(path, body)["status"]["token"]
-        return self.plane.kubeconfig_with_token(f"{namespace}-{name}", token)
+        return self.plane.kubeconfig_with_token(f"{namespace}-{name}{way}", token, url)
 
     def events(self, namespace: str, name: str = "") -> list[Object]:
         """Events of a namespace, of one object's name if given, oldest first."""

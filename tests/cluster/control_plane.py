@@ -12,6 +12,7 @@ from .certificates import Authority, certificate_user, write_key, write_kubeconf
 from .processes import Daemon, DaemonFailed, free_ports, stop_all
 
 READY_TIMEOUT_SECONDS = 60.0  # about 8 s on two idle cores
+API_SERVER_STOP_SECONDS = 2.0
 SERVICE_ACCOUNT_ISSUER = "https://kubernetes.default.svc"
 
 
@@ -52,6 +53,23 @@ class ControlPlane:
             self.stop()
             raise
 
+    def stop_api_server(self, *, by_crash: bool) -> None:
+        """Its clients then find nobody there, until `start_api_server`. Without a crash it is asked
+        to end: it takes no new ones, and those that watch hold it up for a while.
+        """
+        (server,) = [each for each in self._daemons if each.name == "kube-apiserver"]
+        self._daemons.remove(server)
+        if by_crash:
+            server.kill()
+        else:
+            server.stop(API_SERVER_STOP_SECONDS)
+
+    def start_api_server(self) -> None:
+        """On the same port and data; returns when it is ready."""
+        etcd, _, api, _, _ = self._ports
+        self._start_api_server(api, etcd)
+        self._wait_for(f"{self.url}/readyz", time.monotonic() + READY_TIMEOUT_SECONDS)
+
     def kubeconfig_for(self, name: str, user: str, groups: tuple[str, ...] = ()) -> Path:
         """Writes NAME.kubeconfig for a user that shows a client certificate."""
         pair = self.authority.issue(name, common_name=user, groups=groups)
@@ -62,11 +80,13 @@ class ControlPlane:
             certificate_user(*pair),
         )
 
-    def kubeconfig_with_token(self, name: str, token: str) -> Path:
-        """Writes NAME.kubeconfig for a bearer token, such as a ServiceAccount's."""
+    def kubeconfig_with_token(self, name: str, token: str, url: str = "") -> Path:
+        """Writes NAME.kubeconfig for a bearer token, such as a ServiceAccount's; `url` is a way to
+        the API server that is not its own.
+        """
         return write_kubeconfig(
             self.folder / f"{name}.kubeconfig",
-            self.url,
+            url or self.url,
             self.authority.certificate_path,
             {"token": token},
         )

@@ -39,7 +39,7 @@ class History:
 
     def lies(self) -> list[str]:
         """Where an InferenceService says Ready and no pod of it serves, or says so of its present
-        manifest and none with those settings does.
+        manifest while one with other settings still serves.
         """
         services: dict[str, Object] = {}
         lengths: dict[tuple[str, int], int] = {}
@@ -66,16 +66,18 @@ class History:
             arguments = [_arguments(each) for each in pods[name].values() if serves(each)]
             wanted = f"--max-model-len={lengths.get((name, claim['observedGeneration']))}"
             current = claim["observedGeneration"] == services[name]["metadata"]["generation"]
-            if not arguments or (current and not any(wanted in each for each in arguments)):
+            if not arguments or (current and not all(wanted in each for each in arguments)):
                 found.append(f"{moment.version}: {name} {claim}, its pods: {arguments}")
         return found
 
-    def doubled(self, replicas: int) -> list[str]:
-        """Children that were made more than once, and ReplicaSets that together want too many."""
+    def doubled(self) -> list[str]:
+        """Children that were made more than once, and Deployments whose pods were changed more
+        often than their InferenceService, as by two that each want something else.
+        """
         uids: defaultdict[tuple[str, str], set[str]] = defaultdict(set)
         lengths: defaultdict[str, set[int]] = defaultdict(set)
-        wanted: defaultdict[str, dict[str, int]] = defaultdict(dict)
-        found = []
+        templates: dict[str, Object] = {}
+        writes: defaultdict[str, int] = defaultdict(int)
         for moment in self._in_order():
             metadata = moment.item["metadata"]
             name = metadata.get("labels", {}).get(SERVICE_LABEL, metadata["name"])
@@ -83,16 +85,17 @@ class History:
                 lengths[name].add(_length(moment.item))
             elif moment.kind in CHILDREN or moment.kind == "ReplicaSet":
                 uids[moment.kind, name].add(metadata["uid"])
-            if moment.kind == "ReplicaSet":
-                amount = 0 if moment.gone else moment.item["spec"]["replicas"]
-                wanted[name][metadata["uid"]] = amount
-                total = sum(wanted[name].values())
-                if total > replicas and not self._unknown(moment.version):
-                    found.append(f"{moment.version}: {name} wants {total} pods: {wanted[name]}")
+            if moment.kind == "Deployment" and templates.get(name) != _template(moment.item):
+                templates[name] = _template(moment.item)
+                writes[name] += 1
+        found = []
         for (kind, name), each in uids.items():
             most = len(lengths[name]) if kind == "ReplicaSet" else 1
             if len(each) > most:
                 found.append(f"{kind} {name}: {len(each)} made where {most} should be")
+        for name, count in writes.items():
+            if count > (most := len(lengths[name])):
+                found.append(f"Deployment {name}: changed {count} times instead of {most}")
         return found
 
     def _in_order(self) -> Iterator[Moment]:
@@ -119,6 +122,11 @@ def _ready_condition(service: Object) -> Object | None:
 
 def _length(service: Object) -> int:
     return int(service["spec"]["engine"]["maxModelLen"])
+
+
+def _template(deployment: Object) -> Object:
+    found: Object = deployment["spec"]["template"]
+    return found
 
 
 def _arguments(pod: Object) -> Sequence[str]:

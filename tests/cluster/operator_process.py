@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
+import time
+import urllib.request
 from pathlib import Path
 
 from .cluster import Cluster, wait_for
@@ -53,14 +56,28 @@ class Operator:
     def pid(self) -> int:
         return self._daemon.pid
 
+    def requests(self, code: str = "") -> float:
+        """How many it made (watches apart), or was answered with this HTTP status; 0 for none."""
+        url = f"http://127.0.0.1:{self.metrics_port}/metrics"
+        with urllib.request.urlopen(url) as answer:
+            text = answer.read().decode()
+        label = f'code="{code}"' if code else ""
+        made = rf"^octavo_operator_api_requests_total\S*{label}\S* (\S+)$"
+        return sum(map(float, re.findall(made, text, re.M)))
+
+    def requests_in(self, seconds: float) -> float:
+        before = self.requests()
+        time.sleep(seconds)
+        return self.requests() - before
+
     def check(self) -> None:
         """Raises DaemonFailed with the log's end if it has ended."""
         self._daemon.raise_if_dead()
 
-    def restart(self, *options: str, hub: str = NO_HUB) -> None:
+    def restart(self, *options: str, hub: str = NO_HUB, kubeconfig: Path | None = None) -> None:
         """SIGKILL, then a new process with these options beside its own."""
         self._daemon.kill()
-        self._daemon = self._start(*options, hub=hub)
+        self._daemon = self._start(*options, hub=hub, kubeconfig=kubeconfig)
 
     def kill(self) -> None:
         self._daemon.kill()
@@ -68,7 +85,7 @@ class Operator:
     def stop(self) -> None:
         self._daemon.stop()
 
-    def _start(self, *options: str, hub: str = NO_HUB) -> Daemon:
+    def _start(self, *options: str, hub: str = NO_HUB, kubeconfig: Path | None = None) -> Daemon:
         def served() -> bool:
             found = self._cluster.kubectl(
                 "get", "inferenceservices", "-A", kubeconfig=self.kubeconfig, check=False
@@ -78,4 +95,5 @@ class Operator:
         wait_for("the operator's account may list its objects", served)
         command = [sys.executable, "-m", "octavo_server.cli", "operator", "--liveness-port=0"]
         command += [f"--metrics-port={self.metrics_port}", *options]
-        return Daemon("operator", command, self._cluster.folder, environment(self.kubeconfig, hub))
+        variables = environment(kubeconfig or self.kubeconfig, hub)
+        return Daemon("operator", command, self._cluster.folder, variables)

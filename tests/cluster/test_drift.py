@@ -14,6 +14,7 @@ from tests.cluster.edits import NOT_ALONE, Edit, edits_of, holds, is_key, value_
 from tests.cluster.hollow import steady
 from tests.cluster.kube_api import ApiError, Client, path_of
 from tests.cluster.node_agent import Node
+from tests.cluster.operator_process import Operator
 from tests.cluster.test_e2e import API, make, manifest, wait_for_condition
 
 pytestmark = pytest.mark.usefixtures("operator")
@@ -40,13 +41,17 @@ IMMUTABLE = {
 
 
 @pytest.fixture
-def service(client: Client, namespace: str, nodes: Callable[..., Node]) -> dict[str, Any]:
+def service(
+    client: Client, namespace: str, nodes: Callable[..., Node], operator: Operator
+) -> dict[str, Any]:
     nodes(gpus=4, script=steady)
     drain, secret = {"seconds": 30}, {"name": "clients"}
     made = manifest("a", {"maxModelLen": 512}, replicas=2, drain=drain, apiKeySecretRef=secret)
     make(client, namespace, made)
     wait_for_condition(client, namespace, "a", lambda c: c.get("status") == "True")
     made["metadata"]["namespace"] = namespace
+    # A pass that read before an edit sets it back without a word of whose it was.
+    wait_for("rest", lambda: operator.requests_in(0.5) == 0, 30)
     return made
 
 

@@ -12,7 +12,7 @@ from collections.abc import Callable
 import pytest
 
 from tests.cluster.cluster import Cluster, wait_for
-from tests.cluster.fleet import Fleet, slow
+from tests.cluster.fleet import Fleet, gpus, slow
 from tests.cluster.kube_api import Client, path_of
 from tests.cluster.node_agent import Node
 from tests.cluster.operator_process import Operator
@@ -33,14 +33,14 @@ def test_killed_at_random_points_of_rollouts(
     operator: Operator,
 ) -> None:
     chance = random.Random(SEED)
-    nodes(gpus=SERVICES * REPLICAS, script=slow)
+    nodes(gpus=gpus(SERVICES, REPLICAS), script=slow)
     fleet = Fleet(client, namespace, SERVICES, REPLICAS)
     points = []
     with Witness(cluster.kubeconfig, namespace) as witness:
         fleet.make(512)
         for kill in range(KILLS):
             if kill:
-                fleet.change(512 + kill)
+                fleet.change()
             # While it is killed pods still come, of what it has written.
             fleet.wait_for(chance.randrange(fleet.pods * 3 // 4))
             operator.kill()

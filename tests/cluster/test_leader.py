@@ -8,12 +8,18 @@ import signal
 import sys
 import urllib.error
 import urllib.request
+from collections.abc import Callable
+
+import pytest
 
 from tests.cluster.cluster import Cluster, wait_for
+from tests.cluster.fleet import Fleet, gpus, slow
 from tests.cluster.kube_api import Client, path_of
+from tests.cluster.node_agent import Node
 from tests.cluster.operator_process import NAMESPACE, Operator, environment
 from tests.cluster.processes import Daemon, free_ports
 from tests.cluster.test_e2e import make, manifest, wait_for_condition
+from tests.cluster.witness import Witness
 
 LEASE = path_of("coordination.k8s.io/v1", "Lease", NAMESPACE, "octavo-operator")
 
@@ -44,6 +50,12 @@ class Candidate:
         found = re.search(rf"^{re.escape(name)} (\S+)$", text, re.M)
         assert found is not None, text
         return float(found[1])
+
+    def leads(self) -> bool:
+        return self.says() == "leading"
+
+
+LEASE_SECONDS = 15.0
 
 
 def test_one_leads_and_hands_over(
@@ -80,3 +92,52 @@ def test_one_leads_and_hands_over(
                 each.daemon.stop()
         if client.find(LEASE) is not None:
             client.delete(LEASE)
+
+
+@pytest.mark.parametrize("how", ["taken", "frozen"])
+def test_the_leader_is_lost_in_the_middle_of_rollouts(
+    cluster: Cluster,
+    operator: Operator,
+    client: Client,
+    namespace: str,
+    nodes: Callable[..., Node],
+    how: str,
+) -> None:
+    """Another has the lease, or the leader's machine stands still for longer than that lasts."""
+    nodes(gpus=gpus(3, 2), script=slow)
+    fleet = Fleet(client, namespace, services=3, replicas=2)
+    operator.stop()  # it would do the work of those that may not
+    first = Candidate(cluster, operator, f"{how}-first", namespace)
+    second = None
+    try:
+        wait_for("the first leads", first.leads)
+        second = Candidate(cluster, operator, f"{how}-second", namespace)
+        with Witness(cluster.kubeconfig, namespace) as witness:
+            fleet.make(512)
+            fleet.wait_until_settled(60)
+            wait_for("the second stands by", lambda: second.says() == "standing by")
+            fleet.change()
+            fleet.wait_for(1)
+            if how == "taken":
+                client.patch(LEASE, {"spec": {"holderIdentity": "third"}})
+                wait_for("the first's end", lambda: first.daemon.exit_code == 1, 5)
+            else:
+                os.kill(first.daemon.pid, signal.SIGSTOP)
+            fleet.change()
+            assert not second.leads()
+            wait_for("the second leads", second.leads, LEASE_SECONDS + 10)
+            fleet.wait_for(1)
+            if how == "frozen":
+                os.kill(first.daemon.pid, signal.SIGCONT)
+                wait_for("the first's end", lambda: first.daemon.exit_code == 1, 5)
+            fleet.wait_until_settled(60)
+        assert second.leads()
+        fleet.judge(witness.history)
+        passes = second.metric('octavo_operator_passes_total{result="done"}')
+        assert passes < 200, passes
+    finally:
+        for each in (first, second):
+            if each is not None:
+                each.daemon.kill()
+        client.delete(LEASE)
+        operator.restart()

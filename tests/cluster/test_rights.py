@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -12,16 +12,30 @@ import pytest
 import yaml
 
 from tests.cluster.cluster import Cluster, wait_for
-from tests.cluster.kube_api import Client, path_of
+from tests.cluster.hollow import Behaviour
+from tests.cluster.kube_api import Client, Object, path_of
+from tests.cluster.node_agent import Node
 from tests.cluster.operator_process import RIGHTS, Operator, environment
 from tests.cluster.processes import Daemon
-from tests.cluster.test_e2e import API, make, manifest
+from tests.cluster.test_e2e import API, condition, make, manifest
+from tests.cluster.test_loads import LOADS, servers  # noqa: F401
 
 Rules = list[dict[str, Any]]
 
 RBAC = "rbac.authorization.k8s.io/v1"
 AT_ONCE = 4
 SECONDS = 40.0
+
+OF_SCALE_DOWN = "patch pods"
+MADE = ("deployments", "services", "poddisruptionbudgets")
+IN_CONDITIONS = {
+    *(f"{verb} {resource}" for verb in ("get", "create", "patch") for resource in MADE),
+    "patch inferenceservices/scale",
+    "list pods",
+}
+"""Rights whose lack the owner of a service is told in its conditions, and in an event. Of all
+others the operator's log tells: without them it cannot know of a service, or cannot write to it.
+"""
 
 
 def all_rules() -> Rules:
@@ -47,21 +61,36 @@ def without_each(rules: Rules) -> Iterator[tuple[str, Rules]]:
 
 
 class Scene:
-    """An operator that serves one namespace with these rights, and a service in it."""
+    """An operator with these rights, and a service that it serves: in its own namespace, the only
+    one that it looks at, or `everywhere`, in another one.
+    """
 
-    def __init__(self, cluster: Cluster, client: Client, name: str, rules: Rules) -> None:
+    def __init__(
+        self,
+        cluster: Cluster,
+        client: Client,
+        name: str,
+        rules: Rules,
+        *,
+        everywhere: bool = False,
+        replicas: int | None = None,
+    ) -> None:
         self._client, self._namespace = client, name
-        client.create(path_of("v1", "Namespace"), {"metadata": {"name": name}})
+        self._served = f"{name}-served" if everywhere else name
+        for each in sorted({name, self._served}):
+            client.create(path_of("v1", "Namespace"), {"metadata": {"name": each}})
         client.create(path_of("v1", "ServiceAccount", name), {"metadata": {"name": "operator"}})
-        here = [rule for rule in rules if rule["resources"] != ["nodes"]]
-        self._grant("Role", name, here)
-        self._grant("ClusterRole", None, [rule for rule in rules if rule not in here])
-        make(client, name, manifest("a"))
+        beyond = [rule for rule in rules if reaches_beyond(rule, everywhere)]
+        self._grant("Role", name, [rule for rule in rules if rule not in beyond])
+        self._grant("ClusterRole", None, beyond)
+        make(client, self._served, manifest("a", **({"replicas": replicas} if replicas else {})))
+        self.service = path_of(API, "InferenceService", self._served, "a")
         variables = environment(cluster.service_account_kubeconfig(name, "operator"))
         command = [
-            sys.executable, "-m", "octavo_server.cli", "operator", f"--namespace={name}",
-            "--liveness-port=0", f"--lease-namespace={name}", "--verbose",
+            sys.executable, "-m", "octavo_server.cli", "operator",
+            "--liveness-port=0", f"--lease-namespace={name}",
         ]  # fmt: skip
+        command += [] if everywhere else [f"--namespace={name}"]
         self._daemon = Daemon(f"rights-{name}", command, cluster.folder, variables)
 
     def _grant(self, kind: str, namespace: str | None, rules: Rules) -> None:
@@ -72,17 +101,29 @@ class Scene:
         binding = {**metadata, "roleRef": role, "subjects": [subject]}
         self._client.create(path_of(RBAC, f"{kind}Binding", namespace), binding)
 
-    def complaint(self) -> str:
-        """The first line of its log that says what it may not do; "" if there is none."""
+    def complaint(self, right: str = "") -> str:
+        """The first line of its log that says that it may not do this, or anything; "" for none."""
+        words = missing(right) if right else "forbidden: User"
         lines = self._daemon.log.read_text(errors="replace").splitlines()
-        return next((line for line in lines if "forbidden" in line.lower()), "")
+        return next((line for line in lines if words in line), "")
+
+    def told(self, right: str) -> bool:
+        """The service says in its conditions, and in an event, what the operator may not do."""
+        found = self._client.get(self.service)
+        said = condition(found, "Ready")
+        events = self._client.get(path_of("v1", "Event", self._served))["items"]
+        return (
+            (said.get("status"), said.get("reason")) == ("False", "Forbidden")
+            and missing(right) in said["message"]
+            and any(missing(right) in each["message"] for each in events)
+        )
 
     def works(self) -> bool:
         """The pass is written, said in an event, and the lease was renewed."""
-        found = self._client.get(path_of(API, "InferenceService", self._namespace, "a"))
+        found = self._client.get(self.service)
         lease = path_of("coordination.k8s.io/v1", "Lease", self._namespace, "octavo-operator")
         held = (self._client.find(lease) or {}).get("spec", {})
-        events = self._client.get(path_of("v1", "Event", self._namespace))["items"]
+        events = self._client.get(path_of("v1", "Event", self._served))["items"]
         return (
             bool(found.get("status", {}).get("conditions"))
             and held.get("renewTime", "") > held.get("acquireTime", "")
@@ -91,42 +132,124 @@ class Scene:
 
     def end(self) -> None:
         self._daemon.stop()
-        self._client.delete(path_of("v1", "Namespace", None, self._namespace))
+        for each in sorted({self._namespace, self._served}):
+            self._client.delete(path_of("v1", "Namespace", None, each))
         for kind in ("ClusterRoleBinding", "ClusterRole"):
             self._client.delete(path_of(RBAC, kind, None, self._namespace))
 
 
+def reaches_beyond(rule: dict[str, Any], everywhere: bool) -> bool:
+    """Whether it is of the ClusterRole: of an operator that serves all namespaces all but the lease
+    is, else only what is in no namespace.
+    """
+    if everywhere:
+        return bool(rule["resources"] != ["leases"])
+    return bool(rule["resources"] == ["nodes"])
+
+
+def missing(right: str) -> str:
+    """How the API server says that somebody has not got it."""
+    verb, resource = right.split(" ")
+    return f'cannot {verb} resource "{resource}"'
+
+
+@pytest.fixture
+def no_other(operator: Operator) -> Iterator[None]:
+    """The session's operator would do the work of those that may not."""
+    operator.stop()
+    yield
+    operator.restart()
+
+
+@pytest.mark.usefixtures("no_other")
 def test_none_is_superfluous_and_none_is_missing(
-    cluster: Cluster, client: Client, namespace: str, operator: Operator
+    cluster: Cluster, client: Client, namespace: str
 ) -> None:
     rules = all_rules()
-    cases = [("nothing", rules), *without_each(rules)]
+    cases = [("", rules), *(each for each in without_each(rules) if each[0] != OF_SCALE_DOWN)]
     assert len(cases) > 20
-    operator.stop()  # it would do the work of those that may not
-    try:
 
-        def outcome(index: int) -> tuple[str, str]:
-            removed, left = cases[index]
-            scene = Scene(cluster, client, f"{namespace}-{index}", left)
-            try:
-                wait_for(
-                    f"what comes without {removed}",
-                    lambda: scene.complaint() or scene.works(),
-                    SECONDS,
-                )
-                return removed, scene.complaint()
-            finally:
-                scene.end()
+    def outcome(index: int) -> tuple[str, str]:
+        removed, left = cases[index]
+        scene = Scene(cluster, client, f"{namespace}-{index}", left)
+        try:
+            what = f"what comes without {removed}"
+            wait_for(what, lambda: scene.complaint(removed) or scene.works(), SECONDS)
+            if removed in IN_CONDITIONS:
+                wait_for(f"{removed} in the conditions", lambda: scene.told(removed), SECONDS)
+            return removed, scene.complaint(removed)
+        finally:
+            scene.end()
 
-        with ThreadPoolExecutor(AT_ONCE) as pool:
-            found = dict(pool.map(outcome, range(len(cases))))
-    finally:
-        operator.restart()
-    assert found.pop("nothing") == ""
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        found = dict(pool.map(outcome, range(len(cases))))
+    assert found.pop("") == ""
+    assert found.keys() >= IN_CONDITIONS
     superfluous = [removed for removed, complaint in found.items() if not complaint]
     assert superfluous == []
     for removed, complaint in found.items():
         print(f"{removed}: {complaint[:200]}")
+
+
+@pytest.mark.usefixtures("no_other", "servers")
+def test_the_right_that_only_a_scale_down_needs(
+    cluster: Cluster, client: Client, namespace: str, nodes: Callable[..., Node]
+) -> None:
+    addresses = iter(LOADS)
+    given: dict[str, str] = {}
+
+    def script(pod: Object) -> Behaviour:
+        name = pod["metadata"]["name"]
+        if name not in given:
+            given[name] = next(addresses)
+        return Behaviour(address=given[name])
+
+    nodes(gpus=len(LOADS), script=script)
+    (rules,) = [left for removed, left in without_each(all_rules()) if removed == OF_SCALE_DOWN]
+    scene = Scene(cluster, client, f"{namespace}-down", rules, replicas=len(LOADS))
+    try:
+
+        def all_serve() -> bool:
+            status = client.get(scene.service).get("status", {})
+            return bool(status.get("readyReplicas") == len(LOADS))
+
+        wait_for("all pods", all_serve, SECONDS)
+        assert scene.complaint() == ""
+        client.patch(scene.service, {"spec": {"replicas": 1}})
+        wait_for("the complaint", lambda: scene.complaint(OF_SCALE_DOWN), SECONDS)
+    finally:
+        scene.end()
+
+
+@pytest.mark.usefixtures("no_other")
+def test_the_rights_of_an_operator_of_all_namespaces(
+    cluster: Cluster, client: Client, namespace: str
+) -> None:
+    """What it lists and watches it asks for at the cluster's scope; all else it does as one of a
+    single namespace does. Here several look at the same services, so each is judged by its log.
+    """
+    rules = all_rules()
+    scene = Scene(cluster, client, f"{namespace}-all", rules, everywhere=True)
+    try:
+        wait_for("its work", scene.works, SECONDS, scene.complaint)
+        assert scene.complaint() == ""
+    finally:
+        scene.end()
+    cases = [each for each in without_each(rules) if each[0].startswith(("list ", "watch "))]
+    assert len(cases) == 11
+
+    def outcome(index: int) -> str:
+        removed, left = cases[index]
+        scene = Scene(cluster, client, f"{namespace}-{index}", left, everywhere=True)
+        try:
+            what = f"the log says that it may not {removed}"
+            return wait_for(what, lambda: scene.complaint(removed), SECONDS)
+        finally:
+            scene.end()
+
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        for complaint in pool.map(outcome, range(len(cases))):
+            assert "at the cluster scope" in complaint
 
 
 @pytest.mark.parametrize("word", ["*", "secrets", "delete", "escalate", "impersonate", "bind"])

@@ -6,9 +6,7 @@
 from __future__ import annotations
 
 import os
-import re
 import time
-import urllib.request
 from collections.abc import Callable
 
 import psutil
@@ -27,13 +25,6 @@ LIMIT_BYTES = 512 << 20
 """What the chart gives the operator."""
 
 pytestmark = pytest.mark.timeout(300 + 3 * SERVICES)
-
-
-def requests(operator: Operator) -> float:
-    with urllib.request.urlopen(f"http://127.0.0.1:{operator.metrics_port}/metrics") as answer:
-        text = answer.read().decode()
-    found = re.findall(r"^octavo_operator_api_requests_total\S* (\S+)$", text, re.M)
-    return sum(map(float, found))
 
 
 def test_many_services_converge_and_then_nothing_is_asked(
@@ -55,12 +46,12 @@ def test_many_services_converge_and_then_nothing_is_asked(
     wait_for("all to be ready", all_ready, 60 + SERVICES)
     seconds = time.monotonic() - began
     cpu = sum(process.cpu_times()[:2])
-    busy = requests(operator) - asked
+    busy = operator.requests() - asked
     # The last status writes are events, too; on a busy machine they take a while.
-    wait_for("rest", lambda: requests_in(operator, 2.0) <= SERVICES / 10, 60 + SERVICES / 10)
-    before, cpu_before = requests(operator), sum(process.cpu_times()[:2])
+    wait_for("rest", lambda: operator.requests_in(2.0) <= SERVICES / 10, 60 + SERVICES / 10)
+    before, cpu_before = operator.requests(), sum(process.cpu_times()[:2])
     time.sleep(IDLE_SECONDS)
-    idle = (requests(operator) - before) * 60 / IDLE_SECONDS
+    idle = (operator.requests() - before) * 60 / IDLE_SECONDS
     idle_cpu = (sum(process.cpu_times()[:2]) - cpu_before) / IDLE_SECONDS
     memory = process.memory_info().rss
     print(
@@ -73,15 +64,9 @@ def test_many_services_converge_and_then_nothing_is_asked(
     assert idle < 12 * SERVICES
 
 
-def requests_in(operator: Operator, seconds: float) -> float:
-    before = requests(operator)
-    time.sleep(seconds)
-    return requests(operator) - before
-
-
 def requests_or_none(operator: Operator) -> float:
     """0 until its port answers."""
     try:
-        return requests(operator)
+        return operator.requests()
     except OSError:
         return 0.0
