@@ -44,6 +44,7 @@ INTERNAL_ERROR = "InternalError"
 NOT_YET_AVAILABLE = "NotYetAvailable"
 INVALID_TENSOR_PARALLEL_SIZE = "InvalidTensorParallelSize"
 DOES_NOT_FIT = "DoesNotFit"
+ROLLED_BACK = "RolledBack"
 
 # The reason of an event alone.
 FOREIGN_CHANGE = "ForeignChange"

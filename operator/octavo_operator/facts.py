@@ -8,24 +8,29 @@ from typing import Any
 
 from octavo_operator import conditions, names
 from octavo_operator.conditions import WORKLOAD_READY, Condition, Problem
-from octavo_operator.pod_problems import find_problem
+from octavo_operator.pod_problems import count_restarts, find_problem
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PodFacts:
-    """A pod that has not ended; `revision` is that of the settings it was rendered from."""
+    """A pod that has not ended; `revision` is that of the settings it was rendered from.
+
+    `restarts` are those of the container that was started most often, `created` is RFC 3339.
+    """
 
     name: str
     revision: str
     ready: bool
     problem: Problem | None = None
+    restarts: int = 0
+    created: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Facts:
     """`revision` and `cause` are those of the Deployment as it is now; "" if there is none.
 
-    `waiting` is what an upgrade that nobody asked for would change.
+    `waiting` is what an upgrade that nobody asked for would change, `plan` how pods are replaced.
 
     `problem` concerns the whole service (a refused apply, a name that is taken, refused pods) and
     outweighs those of single pods; a rollout that stands still (Stalled) does not. `ending` counts
@@ -36,6 +41,7 @@ class Facts:
     revision: str = ""
     cause: str = ""
     waiting: str = ""
+    plan: str = ""
     pods: tuple[PodFacts, ...] = ()
     ending: int = 0
     problem: Problem | None = None
@@ -122,6 +128,8 @@ def _read_pod(pod: Mapping[str, Any]) -> PodFacts:
         revision=_revision(pod),
         ready=ready,
         problem=None if ready else find_problem(pod),
+        restarts=count_restarts(pod),
+        created=metadata.get("creationTimestamp") or "",
     )
 
 

@@ -142,10 +142,19 @@ class Kube:
             raise
 
     async def list(
-        self, api_version: str, kind: str, namespace: str | None, label_selector: str = ""
+        self,
+        api_version: str,
+        kind: str,
+        namespace: str | None,
+        label_selector: str = "",
+        field_selector: str = "",
     ) -> list[Object]:
         """All objects, in pages of 500."""
-        query = {"limit": "500", "labelSelector": label_selector}
+        query = {
+            "limit": "500",
+            "labelSelector": label_selector,
+            "fieldSelector": field_selector,
+        }
         items: list[Object] = []
         while True:
             page = await self._request("GET", path_of(api_version, kind, namespace), query)
@@ -184,6 +193,14 @@ class Kube:
             "metadata": {"resourceVersion": metadata["resourceVersion"]},
             "spec": {"replicas": replicas},
         }
+        query = {"fieldManager": names.FIELD_MANAGER}
+        return await self._request("PATCH", path, query, body, "application/merge-patch+json")
+
+    async def annotate_pod(self, pod: Object, annotations: Mapping[str, str]) -> Object:
+        """KubeError 404 or 409 if that pod is gone."""
+        metadata = pod["metadata"]
+        path = path_of("v1", "Pod", metadata["namespace"], metadata["name"])
+        body = {"metadata": {"uid": metadata["uid"], "annotations": annotations}}
         query = {"fieldManager": names.FIELD_MANAGER}
         return await self._request("PATCH", path, query, body, "application/merge-patch+json")
 

@@ -24,6 +24,7 @@ from octavo_operator import names
 from octavo_operator.accelerators import Accelerators
 from octavo_operator.conditions import Condition
 from octavo_operator.fit import Unread, decide_fit
+from octavo_operator.gpu_room import GpuRoom
 from octavo_operator.health import Health
 from octavo_operator.hub import NOT_ON_THE_HUB, HubConfigs
 from octavo_operator.kube import Kube, KubeError, KubeUnreachable, NoCluster, load_configuration
@@ -31,8 +32,10 @@ from octavo_operator.lease import LeadershipLost, Lease, lead, until
 from octavo_operator.listening import listening
 from octavo_operator.logs import configure_logs, logging_about
 from octavo_operator.metrics import Metrics
+from octavo_operator.pod_http import PodHttp
+from octavo_operator.pod_loads import PodLoads
 from octavo_operator.queue import BATCH_SECONDS, Key, Queue, work
-from octavo_operator.reconcile import reconcile
+from octavo_operator.reconcile import Means, reconcile
 from octavo_operator.spec import InferenceService
 from octavo_operator.startup import check_port, check_served
 from octavo_server.model_config import ModelConfig
@@ -65,19 +68,28 @@ def configure(settings: kopf.OperatorSettings) -> None:
     settings.watching.label_selectors["policy", "v1", "poddisruptionbudgets"] = names.SERVICE_LABEL
 
 
-def register(registry: kopf.OperatorRegistry, queue: Queue, metrics: Metrics) -> None:
+def register(
+    registry: kopf.OperatorRegistry, queue: Queue, metrics: Metrics, loads: PodLoads
+) -> None:
     """The events that ask for a pass."""
+    seen: dict[Key, Any] = {}
 
     @kopf.on.event(names.GROUP, names.VERSION, names.PLURAL, registry=registry)
     async def service_changed(
-        name: str, namespace: str | None, type: str | None, status: kopf.Status, **_: Any
+        name: str, namespace: str | None, type: str | None, body: kopf.Body, **_: Any
     ) -> None:
         key = (namespace or "", name)
         if type == "DELETED":
             metrics.forgot_service(key)
-        else:
-            metrics.saw_service(key, status)
-        queue.add(key, BATCH_SECONDS)
+            loads.forget(key)
+            seen.pop(key, None)
+            return
+        metrics.saw_service(key, body.get("status") or {})
+        before, now = seen.get(key), wishes_of(body)
+        seen[key] = now
+        # The status is ours, and written often; a start of the watch (type None) asks in any case.
+        if type is None or before != now:
+            queue.add(key, BATCH_SECONDS)
 
     async def child_changed(namespace: str | None, body: kopf.Body, **_: Any) -> None:
         queue.add((namespace or "", service_of(body)), BATCH_SECONDS)
@@ -88,6 +100,13 @@ def register(registry: kopf.OperatorRegistry, queue: Queue, metrics: Metrics) ->
     budgets = ("policy", "v1", "poddisruptionbudgets")
     kopf.on.event(*budgets, labels=watched, registry=registry)(child_changed)
     kopf.on.event("", "v1", "pods", labels=watched, registry=registry)(child_changed)
+
+
+def wishes_of(service: Mapping[str, Any]) -> Any:
+    """What of an InferenceService asks for another pass when it differs."""
+    metadata = service["metadata"]
+    fields = ("uid", "generation", "deletionTimestamp", "labels", "annotations")
+    return {field: metadata.get(field) for field in fields}
 
 
 def service_of(child: Mapping[str, Any]) -> str:
@@ -169,6 +188,7 @@ async def run(options: Options) -> None:
         queue = Queue()
         metrics, health = Metrics(queue), Health(queue)
         kube = await stack.enter_async_context(Kube(configuration, metrics.saw_request))
+        http = await stack.enter_async_context(PodHttp())
         await until(stopped, check_served(kube, options.namespaces))
         if stopped.is_set():
             return
@@ -191,7 +211,7 @@ async def run(options: Options) -> None:
             doing(LEADING)
             where = ", ".join(options.namespaces) or "all namespaces"
             log.info("serving %s of %s; default image %s", where, configuration.host, options.image)
-            await serve(kube, queue, metrics, options)
+            await serve(kube, http, queue, metrics, options)
 
         if not options.lease_namespace:
             await until(stopped, serving())
@@ -203,14 +223,17 @@ async def run(options: Options) -> None:
             raise click.ClickException(f"stopped: {error}") from None
 
 
-async def serve(kube: Kube, queue: Queue, metrics: Metrics, options: Options) -> None:
+async def serve(
+    kube: Kube, http: PodHttp, queue: Queue, metrics: Metrics, options: Options
+) -> None:
     """Watches and passes, until Kopf ends; cancelled, no pass goes on."""
     registry, settings = kopf.OperatorRegistry(), kopf.OperatorSettings()
     configure(settings)
-    register(registry, queue, metrics)
+    loads = PodLoads(kube, http)
+    register(registry, queue, metrics, loads)
     kopf.on.login(registry=registry)(login)
 
-    configs, accelerators = HubConfigs(queue.add), Accelerators(kube)
+    configs, accelerators, room = HubConfigs(queue.add), Accelerators(kube), GpuRoom(kube)
 
     async def look(service: InferenceService) -> Condition:
         if not service.wants_gpu:
@@ -225,11 +248,13 @@ async def serve(kube: Kube, queue: Queue, metrics: Metrics, options: Options) ->
 
     async def do(key: Key) -> None:
         with metrics.passing(), logging_about(key):
-            look_again_seconds = await reconcile(kube, *key, image=options.image, look=look)
+            look_again_seconds = await reconcile(kube, *key, image=options.image, means=means)
         if look_again_seconds is not None:
             queue.add(key, look_again_seconds)
 
+    means = Means(look=look, room=room.look, loads=loads)
     tasks = [asyncio.ensure_future(work(queue, do)) for _ in range(WORKERS)]
+    tasks.append(asyncio.ensure_future(loads.run()))
     every = options.resync_seconds
     tasks.append(
         asyncio.ensure_future(enqueue_all(kube, queue, metrics, options.namespaces, every))

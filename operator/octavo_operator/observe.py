@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from octavo_operator import names
-from octavo_operator.conditions import Problem
+from octavo_operator.conditions import Condition, Problem
 from octavo_operator.facts import (
     Facts,
     count_ending,
@@ -18,6 +18,7 @@ from octavo_operator.facts import (
 )
 from octavo_operator.kube import Kube
 from octavo_operator.render import ALWAYS, SOMETIMES
+from octavo_operator.rollout_plan import read_plan
 from octavo_operator.spec import InferenceService
 
 Live = dict[str, dict[str, Any] | None]
@@ -53,32 +54,41 @@ def with_extras(deployment: dict[str, Any], kinds: Collection[str]) -> dict[str,
     return {**deployment, "metadata": {**metadata, "annotations": annotations}}
 
 
-async def observe_facts(
-    kube: Kube,
+async def observe_pods(kube: Kube, service: InferenceService) -> list[dict[str, Any]]:
+    """The service's own, as the API server has them."""
+    found = await kube.list("v1", "Pod", service.namespace, names.selector_text(service.name))
+    return pods_of(service.name, found)
+
+
+def read_facts(
     service: InferenceService,
     deployment: Mapping[str, Any] | None,
-    problem: Problem | None,
+    pods: list[dict[str, Any]],
+    *,
+    problem: Problem | None = None,
+    fit: Condition | None = None,
 ) -> Facts:
-    """`deployment` as apply left it; None if there is none of ours."""
-    selector = names.selector_text(service.name)
-    found = await kube.list("v1", "Pod", service.namespace, selector)
-    pods = pods_of(service.name, found)
+    """About a Deployment and the pods of the service; `deployment` None: there is none of ours."""
     if deployment is None:
         return Facts(
             wanted=service.first_replicas,
             pods=read_pods(pods),
             ending=count_ending(pods),
             problem=problem,
+            fit=fit,
         )
     annotations = deployment["metadata"].get("annotations") or {}
     revision = annotations.get(names.REVISION_ANNOTATION, "")
+    plan = read_plan(deployment)
     return Facts(
         wanted=deployment["spec"].get("replicas", 1),
         revision=revision,
         cause=annotations.get(names.CHANGE_CAUSE_ANNOTATION, ""),
         waiting=annotations.get(names.WAITING_ANNOTATION, ""),
+        plan=plan.why if plan else "",
         pods=read_pods(pods),
         ending=count_ending(pods),
         problem=problem or read_deployment_problem(deployment),
         failed=read_failed(pods, revision),
+        fit=fit,
     )

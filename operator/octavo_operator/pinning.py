@@ -13,11 +13,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from octavo_operator import names
-from octavo_operator.render.deployment import canonical, choose_image, hash_template, mark
+from octavo_operator.render.deployment import canonical, choose_image, is_template_of, mark
 from octavo_operator.render.settings import OPERATOR_CHANGED
 from octavo_operator.spec import InferenceService
 
-_LONGEST = 131072
+_LONGEST = 65536
 """Characters. Annotations share 256 KiB; pods of a larger template follow the operator."""
 
 _OF_THE_PODS = frozenset(
@@ -29,6 +29,9 @@ _OF_THE_PODS = frozenset(
         names.UPGRADE_ANNOTATION,
         names.WAITING_ANNOTATION,
         names.CHANGE_CAUSE_ANNOTATION,
+        names.LAST_GOOD_ANNOTATION,
+        names.FAILED_ANNOTATION,
+        names.PLAN_ANNOTATION,
     }
 )
 """The annotations that speak of the pod template, and stay with it."""
@@ -37,7 +40,7 @@ _OF_THE_PODS = frozenset(
 def pinned_image(service: InferenceService, live: Mapping[str, Any] | None, default: str) -> str:
     """The default image to render with: the one of when the pods were last rendered."""
     before, engine = _annotations(live), service.spec.engine
-    if _asks(service, before):
+    if asks(service, live):
         return default
     if kept := before.get(names.DEFAULT_IMAGE_ANNOTATION):
         return kept
@@ -74,7 +77,7 @@ def pin(
     same = before.get(names.RENDERED_ANNOTATION) == annotations[names.RENDERED_ANNOTATION]
     now, then = choose_image(service, image), choose_image(service, default)
     waiting = [] if now == then else [f"the operator's image: {now} -> {then}"]
-    if same and not _asks(service, before) and _is(kept, revision):
+    if same and not asks(service, live) and is_template_of(kept, revision):
         if kept != text:
             waiting.append(OPERATOR_CHANGED)
         template, text = mark(json.loads(kept), revision), kept
@@ -98,7 +101,7 @@ def hold(live: Mapping[str, Any], rendered: dict[str, Any]) -> dict[str, Any]:
     revision = before.get(names.REVISION_ANNOTATION, "")
     kept = before.get(names.TEMPLATE_ANNOTATION, "")
     template = live["spec"]["template"]
-    if _is(kept, revision):
+    if is_template_of(kept, revision):
         template = mark(json.loads(kept), revision)
     annotations = {
         **{key: value for key, value in before.items() if key in _OF_THE_PODS},
@@ -123,17 +126,10 @@ def _annotations(live: Mapping[str, Any] | None) -> Mapping[str, str]:
     return (live or {}).get("metadata", {}).get("annotations") or {}
 
 
-def _asks(service: InferenceService, before: Mapping[str, str]) -> bool:
-    """Whether the owner wants what the operator renders now."""
+def asks(service: InferenceService, live: Mapping[str, Any] | None) -> bool:
+    """Whether the owner wants what the operator renders now, and another attempt of it."""
+    before = _annotations(live)
     return service.upgrade not in ("", before.get(names.UPGRADE_ANNOTATION, ""))
-
-
-def _is(text: str, revision: str) -> bool:
-    """Whether the text is the template of that revision, and not what somebody made of it."""
-    try:
-        return hash_template(json.loads(text)) == revision
-    except ValueError:
-        return False
 
 
 def _unmarked(template: Mapping[str, Any]) -> dict[str, Any]:

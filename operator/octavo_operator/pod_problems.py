@@ -29,6 +29,16 @@ _CONFIG_REASONS = {
 _LONGEST_WORDS = 300
 
 
+def count_restarts(pod: Mapping[str, Any]) -> int:
+    """Of the container that was started most often."""
+    status = pod.get("status") or {}
+    statuses = [
+        *(status.get("initContainerStatuses") or []),
+        *(status.get("containerStatuses") or []),
+    ]
+    return max((int(each.get("restartCount") or 0) for each in statuses), default=0)
+
+
 def find_problem(pod: Mapping[str, Any]) -> Problem | None:
     """None for a pod that is ready, or on its way without a mishap so far."""
     status = pod.get("status") or {}

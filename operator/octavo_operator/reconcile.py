@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Awaitable, Callable
-from dataclasses import replace
+from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any
 
 from octavo_operator import names
@@ -15,28 +16,53 @@ from octavo_operator.conditions import (
     FOREIGN_CHANGE,
     INTERNAL_ERROR,
     NAME_CONFLICT,
-    PROGRESSING,
     WORKLOAD_READY,
     Condition,
     Problem,
 )
+from octavo_operator.deletion_cost import shrinks, write_costs
 from octavo_operator.events import post_event
 from octavo_operator.foreign import describe_foreign_change
-from octavo_operator.holding import decide_hold, keep_verdict
+from octavo_operator.gpu_room import Room, pod_name
+from octavo_operator.holding import keep_verdict
 from octavo_operator.kube import Kube, KubeError, KubeUnreachable
-from octavo_operator.observe import observe_facts, observe_objects, read_extras, with_extras
-from octavo_operator.pinning import hold, pin, pinned_image
+from octavo_operator.observe import (
+    observe_objects,
+    observe_pods,
+    read_extras,
+    read_facts,
+    with_extras,
+)
+from octavo_operator.pinning import pinned_image
+from octavo_operator.pod_loads import PodLoads
 from octavo_operator.render import SOMETIMES, render
 from octavo_operator.replicas import read_replicas, seed_replicas, wanted_before
-from octavo_operator.rollout import rolls, with_cause
 from octavo_operator.spec import InferenceService, InvalidSpec, parse
 from octavo_operator.status import decide_invalid, decide_status
 from octavo_operator.transitions import Event, decide_events
+from octavo_operator.workload import choose_deployment, is_impatient
 
 log = logging.getLogger(__name__)
 
 Look = Callable[[InferenceService], Awaitable[Condition]]
 """Gives the condition FitsAccelerator."""
+
+LookForRoom = Callable[..., Awaitable[Room]]
+"""`GpuRoom.look`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Means:
+    """What a pass may ask besides the API server's objects; it does without what is None.
+
+    `look` tells whether the model fits its GPUs, `room` whether a GPU is spare, `loads` how busy
+    pods are.
+    """
+
+    look: Look | None = None
+    room: LookForRoom | None = None
+    loads: PodLoads | None = None
+
 
 LOOK_AGAIN_SECONDS = 15.0
 UNSEEN_ENDS = (NAME_CONFLICT, FORBIDDEN)
@@ -53,13 +79,12 @@ async def reconcile(
     name: str,
     *,
     image: str,
-    look: Look | None = None,
+    means: Means = Means(),
     now: Callable[[], str] = utc_now,
 ) -> float | None:
     """parse -> render -> apply -> observe -> decide_status -> write, once and only if it differs.
 
-    `look` tells whether the model fits its GPUs; without it nothing is said about that. Returns
-    also for a user's mistake, which becomes a condition: then the seconds after which to
+    Returns also for a user's mistake, which becomes a condition: then the seconds after which to
     look again if its end causes no event, else None. Raises KubeError or KubeUnreachable for what
     another attempt may mend, and whatever our own mistake raises: that becomes a condition first.
     """
@@ -70,9 +95,9 @@ async def reconcile(
     generation = live["metadata"]["generation"]
     try:
         service = parse(live)
-        status = await _reconcile_valid(kube, live, service, image, look, now)
+        status, impatient = await _reconcile_valid(kube, live, service, image, means, now)
     except InvalidSpec as error:
-        status = decide_invalid(generation, str(error), previous, now())
+        status, impatient = decide_invalid(generation, str(error), previous, now()), False
     except KubeUnreachable:
         raise
     except Exception as error:
@@ -84,7 +109,7 @@ async def reconcile(
         raise
     await _write(kube, live, previous, status, now)
     blocked = any(each["reason"] in UNSEEN_ENDS for each in status["conditions"])
-    return LOOK_AGAIN_SECONDS if blocked else None
+    return LOOK_AGAIN_SECONDS if blocked or impatient else None
 
 
 def explain_failure(error: Exception, previous: dict[str, Any]) -> tuple[str, str] | None:
@@ -124,12 +149,14 @@ async def _reconcile_valid(
     live: dict[str, Any],
     service: InferenceService,
     image: str,
-    look: Look | None,
+    means: Means,
     now: Callable[[], str],
-) -> dict[str, Any]:
+) -> tuple[dict[str, Any], bool]:
+    """The status, and whether to look again soon: patience with a pod ends by the clock."""
     previous = live.get("status") or {}
     wanted = [each["kind"] for each in render(service)]
     objects = await observe_objects(kube, service, wanted)
+    seen = await observe_pods(kube, service)
     deployment = objects["Deployment"]
     if conflicts := {
         kind: conflict
@@ -140,8 +167,8 @@ async def _reconcile_valid(
         # Nothing is applied then: pods behind somebody else's Service would serve nobody.
         ours = None if "Deployment" in conflicts else deployment
         taken = Problem(WORKLOAD_READY, NAME_CONFLICT, "; ".join(conflicts.values()))
-        facts = await observe_facts(kube, service, ours, taken)
-        return decide_status(service, facts, previous, now())
+        facts = read_facts(service, ours, seen, problem=taken)
+        return decide_status(service, facts, previous, now()), False
     extras = {
         kind: each
         for kind, each in objects.items()
@@ -151,21 +178,35 @@ async def _reconcile_valid(
     if deployment is not None:
         replicas = read_replicas(deployment, service.spec.suspend)
     replicas = await seed_replicas(kube, live, service, replicas)
-    fit = None if look is None else keep_verdict(await look(service), previous, service.generation)
-    problem = decide_hold(fit)
+    fit = None
+    if means.look is not None:
+        fit = keep_verdict(await means.look(service), previous, service.generation)
+    spare = None
+    if means.room is not None:
+        spare = partial(means.room, own=[pod_name(each) for each in seen])
     pinned = pinned_image(service, deployment, image)
+    facts = read_facts(service, deployment, seen, fit=fit)
+    problem = None
     for manifest in render(service, image=pinned, replicas=replicas):
         kind = manifest["kind"]
         if kind == "Deployment":
-            pods = pin(service, deployment, manifest, image=pinned, default=image)
-            if problem is None or (deployment is not None and not rolls(deployment, pods)):
-                manifest = with_cause(deployment, pods, previous.get("rollout"))
-                problem = None if problem is None or problem.reason == PROGRESSING else problem
-            elif deployment is not None:
-                manifest = hold(deployment, manifest)
-            else:
+            choice = await choose_deployment(
+                service,
+                deployment,
+                manifest,
+                image=pinned,
+                default=image,
+                facts=facts,
+                previous=previous,
+                spare=spare,
+                now=now(),
+            )
+            problem = choice.problem
+            if choice.manifest is None:
                 continue
-            manifest = with_extras(manifest, {*extras, *wanted} & set(SOMETIMES))
+            manifest = with_extras(choice.manifest, {*extras, *wanted} & set(SOMETIMES))
+            if means.loads is not None and shrinks(deployment, manifest):
+                await write_costs(kube, means.loads, seen)
         elif kind in SOMETIMES and kind not in read_extras(deployment):
             continue  # until the Deployment names it, and it cannot be forgotten
         try:
@@ -180,8 +221,10 @@ async def _reconcile_valid(
             deployment = applied
     for kind in sorted(set(extras) - set(wanted)):
         await kube.delete(extras[kind])
-    facts = replace(await observe_facts(kube, service, deployment, problem), fit=fit)
-    return decide_status(service, facts, previous, now())
+    if means.loads is not None:
+        means.loads.watch(live, seen)
+    facts = read_facts(service, deployment, seen, problem=problem, fit=fit)
+    return decide_status(service, facts, previous, now()), is_impatient(deployment, facts)
 
 
 def diff(previous: dict[str, Any], status: dict[str, Any]) -> dict[str, Any] | None:

@@ -32,6 +32,8 @@ def decide_status(
         "url": names.url(service.name, service.namespace),
         "conditions": add_times(decided, previous, service.generation, now),
     }
+    if ready and "reported" in previous:
+        status["reported"] = previous["reported"]  # PodLoads writes it, beside the passes
     if facts.revision:
         status["rollout"] = {
             "revision": facts.revision,
@@ -39,6 +41,7 @@ def decide_status(
             "updatedReplicas": len(facts.current),
             "complete": not facts.outdated
             and sum(pod.ready for pod in facts.current) >= facts.wanted,
+            **({"plan": facts.plan} if facts.plan else {}),
             **({"waiting": facts.waiting[:4096]} if facts.waiting else {}),
         }
     return status

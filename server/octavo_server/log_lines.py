@@ -9,8 +9,13 @@ import time
 _BEGAN = time.monotonic()
 
 
+def seconds_running() -> float:
+    """Since the process began."""
+    return time.monotonic() - _BEGAN
+
+
 def stamped(text: str) -> str:
-    return f"[{time.monotonic() - _BEGAN:6.1f} s] {text}"
+    return f"[{seconds_running():6.1f} s] {text}"
 
 
 class _Formatter(logging.Formatter):

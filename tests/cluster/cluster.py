@@ -102,6 +102,11 @@ class Cluster:
     def remove_node(self, name: str) -> None:
         self._run(self.agent.remove_node(name))
 
+    def wait_for_crd(self) -> None:
+        """`kubectl wait` alone fails on a CRD that has no status yet."""
+        waited = ["wait", "--for=condition=Established", "crd/inferenceservices.octavo.dev"]
+        wait_for("the CRD", lambda: self.kubectl(*waited, check=False).returncode == 0)
+
     def kubectl(
         self,
         *arguments: str,

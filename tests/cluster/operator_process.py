@@ -38,7 +38,7 @@ class Operator:
     def __init__(self, cluster: Cluster) -> None:
         self._cluster = cluster
         cluster.kubectl("apply", "-f", str(CRDS))
-        cluster.kubectl("wait", "--for=condition=Established", "crd/inferenceservices.octavo.dev")
+        cluster.wait_for_crd()
         cluster.client.create(path_of("v1", "Namespace"), {"metadata": {"name": NAMESPACE}})
         cluster.kubectl("apply", "-f", str(RIGHTS))
         self.kubeconfig = cluster.service_account_kubeconfig(NAMESPACE, SERVICE_ACCOUNT)

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.cluster.cluster import wait_for
+from tests.cluster.cluster import Cluster, wait_for
 from tests.cluster.hollow import steady
 from tests.cluster.kube_api import Client, path_of
 from tests.cluster.node_agent import Node
@@ -40,7 +40,11 @@ def test_a_deleted_deployment_comes_back_with_its_replicas(
 
 
 def test_without_its_crd_the_operator_ends_in_plain_words(
-    kubectl: Callable[..., Any], namespace: str, client: Client, operator: Operator
+    cluster: Cluster,
+    kubectl: Callable[..., Any],
+    namespace: str,
+    client: Client,
+    operator: Operator,
 ) -> None:
     """Its Deployment starts it again; `kubectl logs --previous` says why it ended."""
     make(client, namespace, manifest("a", {"device": "cpu"}))
@@ -61,5 +65,5 @@ def test_without_its_crd_the_operator_ends_in_plain_words(
         assert not ended or "apply crds/inferenceservice.yaml first" in log, log[-1500:]
     finally:
         kubectl("apply", "-f", str(CRDS))
-        kubectl("wait", "--for=condition=Established", "crd/inferenceservices.octavo.dev")
+        cluster.wait_for_crd()
         operator.restart()

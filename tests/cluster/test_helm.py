@@ -68,7 +68,7 @@ def test_install_upgrade_uninstall(
     try:
         said = helm("install", "own", str(older(tmp_path)))
         assert "kubectl get octavo" in said
-        kubectl("wait", "--for=condition=Established", "crd/inferenceservices.octavo.dev")
+        cluster.wait_for_crd()
         make(client, namespace, manifest("a", {"device": "cpu"}))
         assert "suspend" not in fields()
         deployment = path_of("apps/v1", "Deployment", namespace, "own-octavo-operator")
@@ -94,5 +94,5 @@ def test_install_upgrade_uninstall(
         assert client.find(path_of(API, "InferenceService", namespace, "a")) is not None
     finally:
         kubectl("apply", "-f", str(CRDS), "--server-side", "--force-conflicts")
-        kubectl("wait", "--for=condition=Established", "crd/inferenceservices.octavo.dev")
+        cluster.wait_for_crd()
         operator.restart()

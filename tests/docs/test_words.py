@@ -12,7 +12,8 @@ import yaml
 from prometheus_client import generate_latest
 from tests.docs.blocks import PAGES, ROOT, blocks, of_language
 
-from octavo_operator import names, schema
+from octavo_operator import hub, lease, names, pinning, schema
+from octavo_operator.drain import PRE_STOP_SECONDS, STOP_SECONDS
 from octavo_operator.metrics import Metrics
 from octavo_operator.queue import Queue
 from octavo_operator.render.arguments import render_arguments
@@ -288,3 +289,16 @@ def test_headings_that_links_name_exist() -> None:
 def test_blocks_are_found_in_lists() -> None:
     found = list(blocks(ROOT / "docs" / "gated-models.md"))
     assert any(each.language == "yaml" and each.text.startswith("apiVersion") for each in found)
+
+
+def test_numbers_are_the_codes() -> None:
+    upgrading = (ROOT / "docs" / "upgrading.md").read_text(encoding="utf-8")
+    assert f"{pinning._LONGEST:,} characters" in upgrading
+    manifest = (ROOT / "docs" / "the-manifest.md").read_text(encoding="utf-8")
+    assert f"{PRE_STOP_SECONDS} s until proxies" in manifest
+    assert f"then {STOP_SECONDS} s of slack" in manifest
+    install = " ".join((ROOT / "docs" / "install-the-operator.md").read_text().split())
+    assert f"the next waits {lease.DURATION_SECONDS} seconds" in install
+    assert f"cannot renew it for {lease.RENEW_SECONDS:.0f} stops" in install
+    troubleshooting = (ROOT / "docs" / "troubleshooting.md").read_text(encoding="utf-8")
+    assert f"tries again in {hub.AGAIN_SECONDS / 60:.0f} minutes" in troubleshooting

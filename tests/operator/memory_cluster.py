@@ -10,7 +10,8 @@ from tests.operator.services import NOW, manifest
 
 from octavo_operator import names
 from octavo_operator.conditions import Condition
-from octavo_operator.reconcile import reconcile
+from octavo_operator.gpu_room import Room
+from octavo_operator.reconcile import Means, reconcile
 
 Object = dict[str, Any]
 
@@ -23,7 +24,11 @@ class MemoryCluster:
         self.pods: list[Object] = []
         self.events: list[str] = []
         self.fit: Condition | None = None
+        self.room: Room | None = None
+        self.looks = 0
+        self.again: float | None = None
         self.image = "octavo-server:1"
+        self.now = NOW
         self.live: Object = {**manifest(**spec), "status": {}}
         self.live["metadata"]["resourceVersion"] = "1"
 
@@ -43,8 +48,24 @@ class MemoryCluster:
             assert self.fit is not None
             return self.fit
 
-        chosen = None if self.fit is None else look
-        asyncio.run(reconcile(kube, "ns", "tiny", image=self.image, look=chosen, now=lambda: NOW))
+        async def find_room(*_: object, **__: object) -> Room:
+            assert self.room is not None
+            self.looks += 1
+            return self.room
+
+        self.again = asyncio.run(
+            reconcile(
+                kube,
+                "ns",
+                "tiny",
+                image=self.image,
+                means=Means(
+                    look=None if self.fit is None else look,
+                    room=None if self.room is None else find_room,
+                ),
+                now=lambda: self.now,
+            )
+        )
         return {each["type"]: each for each in self.live["status"]["conditions"]}
 
     @property
@@ -55,6 +76,35 @@ class MemoryCluster:
     def container(self) -> Object:
         found: Object = self.deployment["spec"]["template"]["spec"]["containers"][0]
         return found
+
+    @property
+    def revision(self) -> str:
+        return str(self.deployment["metadata"]["annotations"][names.REVISION_ANNOTATION])
+
+    def has_pods(self, *pods: Object) -> None:
+        """These and no others, as `pod_of` makes them."""
+        self.pods = [
+            {**each, "metadata": {**each["metadata"], "name": f"tiny-1-{index}"}}
+            for index, each in enumerate(pods)
+        ]
+
+    def pod_of(self, *, ready: bool = False, **status: Any) -> Object:
+        """A pod with the template of now, made now."""
+        metadata = self.deployment["spec"]["template"]["metadata"]
+        owner = {"kind": "ReplicaSet", "name": "tiny-1", "uid": "r", "controller": True}
+        condition = {"type": "Ready", "status": "True" if ready else "False"}
+        status = {"phase": "Running", "conditions": [condition], **status}
+        return {
+            "metadata": {
+                "namespace": "ns",
+                "creationTimestamp": self.now,
+                "labels": metadata["labels"],
+                "annotations": metadata["annotations"],
+                "ownerReferences": [owner],
+            },
+            "spec": self.deployment["spec"]["template"]["spec"],
+            "status": status,
+        }
 
     # What a pass calls of Kube.
 
@@ -77,7 +127,7 @@ class MemoryCluster:
         self.live["spec"]["replicas"] = replicas
 
     async def create(self, event: Object) -> None:
-        self.events.append(f"{event['reason']}: {event['message']}")
+        self.events.append(f"{event['type']} {event['reason']}: {event['message']}")
 
     async def patch_status(self, live: Object, change: Object) -> None:
         assert live["metadata"]["uid"] == self.live["metadata"]["uid"]

@@ -7,9 +7,10 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from tests.operator.services import NOW, facts, service
+from tests.operator.services import NOW, facts, pod, service
 
 from octavo_operator import names, schema, spec
+from octavo_operator.pod_load import PodLoad, report
 from octavo_operator.status import decide_status
 
 VERSION = schema.load_crd()["spec"]["versions"][0]
@@ -54,7 +55,7 @@ def test_columns() -> None:
         each["name"]: each.get("priority", 0) for each in VERSION["additionalPrinterColumns"]
     }
     assert columns == {
-        "Model": 0, "Ready": 0, "Reason": 0, "Replicas": 0, "TP": 1, "URL": 1, "Age": 0,
+        "Model": 0, "Ready": 0, "Reason": 0, "Replicas": 0, "Queue": 0, "TP": 1, "URL": 1, "Age": 0,
     }  # fmt: skip
 
 
@@ -133,7 +134,18 @@ def test_dataclasses_and_schema_agree(kind: type, path: tuple[str, ...]) -> None
 def test_status_is_in_the_schema() -> None:
     """The API server drops unknown status fields without a word."""
     one = service(autoscaling={"maxReplicas": 2})
-    status = decide_status(one, facts(), {}, NOW)
+    load = PodLoad(
+        in_flight=1,
+        running=1,
+        waiting=12345,
+        kv_cache_usage=0.5,
+        kv_cache_tokens=10**6,
+        startup_seconds=9,
+        version="1",
+    )
+    before = {"reported": report([load])}
+    seen = facts(pod(ready=True), plan="beside", waiting="an image")
+    status = decide_status(one, seen, before, NOW)
     declared = ROOT["properties"]["status"]
     assert not list(schema.check(declared, status, "status"))
     assert set(status) == set(declared["properties"])

@@ -9,7 +9,7 @@ from tests.operator.services import NOW, service
 
 from octavo_operator import names
 from octavo_operator.facts import read_deployment_problem
-from octavo_operator.observe import observe_facts
+from octavo_operator.observe import observe_pods, read_facts
 from octavo_operator.render import render
 from octavo_operator.status import decide_status
 
@@ -45,7 +45,7 @@ def live_pod(name: str, owner: str | None, revision: str, **status: Any) -> dict
 
 def ready(*pods: dict[str, Any]) -> dict[str, Any]:
     cluster: Any = OnlyPods(*pods)
-    facts = asyncio.run(observe_facts(cluster, service(), DEPLOYMENT, None))
+    facts = read_facts(service(), DEPLOYMENT, asyncio.run(observe_pods(cluster, service())))
     found: dict[str, Any] = decide_status(service(), facts, {}, NOW)["conditions"][0]
     return found
 

@@ -96,6 +96,14 @@ def canonical(template: dict[str, Any]) -> str:
     return json.dumps(template, sort_keys=True, separators=(",", ":"))
 
 
+def is_template_of(text: object, revision: object) -> bool:
+    """Whether the text is the template of that revision, and not what somebody made of it."""
+    try:
+        return isinstance(text, str) and hash_template(json.loads(text)) == revision
+    except ValueError:
+        return False
+
+
 def mark(template: dict[str, Any], revision: str) -> dict[str, Any]:
     """The template with its revision on it, for its pods to carry."""
     metadata = template["metadata"]

@@ -18,6 +18,7 @@ from octavo_server.api.chat import create_chat_completion, encode_messages
 from octavo_server.api.completions import create_completion
 from octavo_server.api.errors import error_response, json_response
 from octavo_server.api.gate import Gate
+from octavo_server.api.load import describe_load
 from octavo_server.api.protocol import (
     ChatCompletionRequest,
     CompletionRequest,
@@ -194,6 +195,10 @@ def _add_operations(app: FastAPI, service: Service) -> None:
         encoder, content_type = choose_encoder(request.headers.get("accept", ""))
         text = encoder(service.metrics.registry)
         return Response(text, headers={"Content-Type": content_type})
+
+    @app.get("/load")
+    async def load(request: Request) -> Response:
+        return json_response(describe_load(service))
 
     @app.get("/version")
     async def get_version(request: Request) -> Response:

@@ -31,6 +31,7 @@ from octavo_server.engine.messages import (
     ToEngine,
 )
 from octavo_server.errors import EngineDead, InvalidRequest
+from octavo_server.log_lines import seconds_running
 from octavo_server.sampling_params import SamplingParams
 from octavo_server.text.pieces import Pieces, pieces_of
 from octavo_server.text.prompt import TokenizerPool, apply_defaults
@@ -85,7 +86,8 @@ class Service:
         self._on_failed = on_failed
         self._model: Model | None = None
         self._tokenizer: tuple[PreTrainedTokenizerBase, Any] | None = None
-        self._ready: Ready | None = None
+        self.ready: Ready | None = None  # the engine's figures, once it is
+        self.startup_seconds = 0.0
         self._unknown_fields: set[str] = set()
 
     # From the loader and the engine.
@@ -109,7 +111,7 @@ class Service:
             case Progress():
                 self._progress(message.text)
             case Ready():
-                self._ready = message
+                self.ready = message
                 try:
                     self._complete()
                 except Exception as error:
@@ -126,7 +128,7 @@ class Service:
         self._on_failed(failed)
 
     def _complete(self) -> None:
-        if self._tokenizer is None or self._ready is None:
+        if self._tokenizer is None or self.ready is None:
             return
         tokenizer, defaults = self._tokenizer
         pieces = pieces_of(tokenizer)
@@ -138,17 +140,18 @@ class Service:
             pieces=pieces,
             defaults=defaults,
             eos_token_ids=list(getattr(defaults, "eos_token_ids", ())),
-            max_model_len=self._ready.max_model_len,
-            vocab_size=self._ready.vocab_size,
-            max_characters=per_token * self._ready.max_model_len,
+            max_model_len=self.ready.max_model_len,
+            vocab_size=self.ready.vocab_size,
+            max_characters=per_token * self.ready.max_model_len,
         )
-        self.metrics.set_context_length(self._ready.max_model_len)
+        self.metrics.set_context_length(self.ready.max_model_len)
         if self.metrics.cache_config:
             self.metrics.cache_config |= {
-                "block_size": str(self._ready.block_size),
-                "num_gpu_blocks": str(self._ready.num_blocks),
-                "cache_dtype": self._ready.dtype,
+                "block_size": str(self.ready.block_size),
+                "num_gpu_blocks": str(self.ready.num_blocks),
+                "cache_dtype": self.ready.dtype,
             }
+        self.startup_seconds = seconds_running()
         self.lifecycle.loaded(time.monotonic())
         self._on_loaded()
 

@@ -204,7 +204,7 @@ def test_keys():
     with serving(api_keys=("secret", "other")) as server:
         assert server.completion().status_code == 401
         check(server.http.get("/v1/models"), 401, None)
-        for path in ("/health", "/ready", "/metrics", "/version"):
+        for path in ("/health", "/ready", "/load", "/metrics", "/version"):
             assert server.http.get(path).status_code == 200
         wrong = {"Authorization": "Bearer secreT"}
         assert server.http.get("/v1/models", headers=wrong).status_code == 401

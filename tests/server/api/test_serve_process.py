@@ -124,7 +124,13 @@ def test_from_start_to_drain(start):
     assert process.status("/health") == 200
     early = process.http.post("/v1/completions", json={"prompt": "a"})
     assert (early.status_code, early.headers["retry-after"]) == (503, "1")
+    load = process.http.get("/load").json()
+    assert (load["state"], load["kv_cache_tokens"], load["startup_seconds"]) == ("starting", 0, 0)
     process.wait(lambda: process.status("/ready") == 200, START_SECONDS)
+    load = process.http.get("/load").json()
+    assert (load["state"], load["server_load"], load["running"]) == ("ready", 0, 0)
+    assert load["kv_cache_tokens"] >= 512
+    assert 0 < load["startup_seconds"] < START_SECONDS
 
     # The API process has no torch: its memory is a tokenizer's.
     assert psutil.Process(process.process.pid).memory_info().rss < 300 * 2**20
@@ -155,6 +161,9 @@ def test_from_start_to_drain(start):
 
     # SIGTERM: what runs is finished, new work is refused, then exit 0.
     thread, lines = stream(process, **LONG)
+    load = process.http.get("/load").json()
+    assert (load["server_load"], load["running"]) == (1, 1)
+    assert 0 < load["kv_cache_usage"] <= 1
     process.process.send_signal(signal.SIGTERM)
     process.wait(lambda: process.status("/ready") == 503)
     thread.join(30)

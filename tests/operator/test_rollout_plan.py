@@ -1,0 +1,131 @@
+"""GPU pods are replaced beside their elders where a GPU is spare, else in their place."""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta
+from typing import Any
+
+import pytest
+from tests.operator.memory_cluster import MemoryCluster
+from tests.operator.services import NOW
+
+from octavo_operator import conditions, names
+from octavo_operator.conditions import FITS_ACCELERATOR, Condition
+from octavo_operator.gpu_room import Room
+from octavo_operator.rollout_plan import WAIT_SECONDS
+
+FITS = Condition(FITS_ACCELERATOR, "True", conditions.FITS, "it fits")
+TOO_LARGE = Condition(FITS_ACCELERATOR, "False", conditions.DOES_NOT_FIT, "it is too large")
+UNSCHEDULABLE = {
+    "conditions": [{"type": "PodScheduled", "status": "False", "reason": "Unschedulable"}]
+}
+
+
+def serving(replicas: int = 1) -> MemoryCluster:
+    cluster = MemoryCluster(replicas=replicas, engine={"maxModelLen": 512})
+    cluster.room = Room.AFTER
+    cluster.fit = FITS
+    cluster.pass_over()
+    assert cluster.looks == 0  # nothing is replaced
+    cluster.has_pods(*[cluster.pod_of(ready=True) for _ in range(replicas)])
+    cluster.pass_over()
+    return cluster
+
+
+def change(cluster: MemoryCluster, room: Room) -> dict[str, Any]:
+    cluster.room = room
+    cluster.edit(engine={"maxModelLen": 1024})
+    return cluster.pass_over()
+
+
+def strategy(cluster: MemoryCluster) -> tuple[int, int]:
+    found = cluster.deployment["spec"]["strategy"]["rollingUpdate"]
+    return found["maxSurge"], found["maxUnavailable"]
+
+
+@pytest.mark.parametrize(
+    ("room", "expected", "why"),
+    [
+        (Room.NOW, (1, 0), "a GPU is spare: new pods get ready before old ones go"),
+        (Room.AFTER, (0, 1), "an outage is expected until the new pod is ready"),
+        (Room.NONE, (1, 0), "it waits beside the old ones, which serve on"),
+        (Room.UNKNOWN, (0, 1), "the operator cannot see whether a GPU is spare"),
+    ],
+)
+def test_the_plan(room: Room, expected: tuple[int, int], why: str) -> None:
+    cluster = serving()
+    change(cluster, room)
+    assert strategy(cluster) == expected
+    assert why in cluster.live["status"]["rollout"]["plan"]
+
+
+def test_no_outage_is_expected_of_several() -> None:
+    cluster = serving(replicas=2)
+    change(cluster, Room.AFTER)
+    assert "outage" not in cluster.live["status"]["rollout"]["plan"]
+
+
+def test_the_plan_stays_when_its_own_pod_takes_the_spare_gpu() -> None:
+    cluster = serving()
+    change(cluster, Room.NOW)
+    cluster.room, looks = Room.AFTER, cluster.looks
+    cluster.has_pods(cluster.pods[0], cluster.pod_of())
+    for _ in range(3):
+        cluster.pass_over()
+    assert strategy(cluster) == (1, 0)
+    assert cluster.looks == looks
+
+
+def test_a_spare_gpu_that_another_took_is_not_waited_for_long() -> None:
+    cluster = serving()
+    change(cluster, Room.NOW)
+    cluster.room = Room.AFTER
+    cluster.has_pods(cluster.pods[0], cluster.pod_of(**UNSCHEDULABLE))
+    made = datetime.fromisoformat(NOW)
+    cluster.now = (made + timedelta(seconds=WAIT_SECONDS - 1)).isoformat()
+    cluster.pass_over()
+    assert strategy(cluster) == (1, 0)
+    assert cluster.again is not None
+    cluster.now = (made + timedelta(seconds=WAIT_SECONDS + 1)).isoformat()
+    cluster.pass_over()
+    assert strategy(cluster) == (0, 1)
+
+
+def test_pods_without_gpus_are_not_planned() -> None:
+    cluster = MemoryCluster(engine={"device": "cpu"})
+    cluster.room = Room.NONE
+    cluster.pass_over()
+    cluster.edit(engine={"device": "cpu", "maxModelLen": 512})
+    cluster.pass_over()
+    assert strategy(cluster) == (1, 0)
+    assert cluster.looks == 0
+
+
+def test_what_does_not_fit_does_not_replace_what_serves() -> None:
+    cluster = serving()
+    cluster.fit = TOO_LARGE
+    told = change(cluster, Room.AFTER)["WorkloadReady"]
+    assert (told["status"], told["reason"]) == ("False", "DoesNotFit")
+    assert "what runs stays" in told["message"]
+    assert "--max-model-len=512" in cluster.container["args"]
+    # Its owner may know better.
+    cluster.edit(annotations={names.UPGRADE_ANNOTATION: "1"})
+    cluster.pass_over()
+    assert "--max-model-len=1024" in cluster.container["args"]
+
+
+def test_what_does_not_fit_starts_where_nothing_serves() -> None:
+    cluster = serving()
+    cluster.has_pods()
+    cluster.fit = TOO_LARGE
+    change(cluster, Room.AFTER)
+    assert "--max-model-len=1024" in cluster.container["args"]
+
+
+@pytest.mark.parametrize("text", ["{", "[]", "{}", '{"revision": 1}'])
+def test_somebody_elses_plan_is_none(text: str) -> None:
+    cluster = serving()
+    change(cluster, Room.NOW)
+    cluster.deployment["metadata"]["annotations"][names.PLAN_ANNOTATION] = text
+    cluster.pass_over()
+    assert strategy(cluster) == (0, 1)
