@@ -16,7 +16,7 @@ import yaml
 
 from tests.charts.test_chart import CHART, helm_program
 from tests.cluster.cluster import Cluster, kubectl_path, wait_for
-from tests.cluster.hollow import steady
+from tests.cluster.hollow import CRASH, Behaviour, steady
 from tests.cluster.kube_api import Client, Object, path_of
 from tests.cluster.node_agent import Node
 from tests.cluster.operator_process import CRDS, Operator
@@ -211,8 +211,8 @@ def test_services_are_moved_a_few_at_a_time(
         (row,) = [line for line in table.splitlines() if line.split()[:2] == [namespace, "b"]]
         assert row.split()[2] == "true" and new in row
         shell(one)
-        wait_for("its image", lambda: images().get("smollm2") == new)
-        assert images() == {"smollm2": new, "b": old, "c": old, "d": old}
+        one_of_them = {"smollm2": new, "b": old, "c": old, "d": old}
+        wait_for("its image, alone", lambda: images() == one_of_them, 30, images)
         shell(some)
         assert images() == {"smollm2": new, "b": new, "c": new, "d": old}
         # Taking the request away asks for nothing.
@@ -220,6 +220,45 @@ def test_services_are_moved_a_few_at_a_time(
         operator.restart()
         wait_for("what waits", lambda: old in waiting("b"))
         assert images()["b"] == new
+    finally:
+        operator.restart()
+
+
+def said_of(cluster: Cluster, namespace: str, name: str) -> set[str]:
+    return {each["reason"] for each in cluster.events(namespace, name)}
+
+
+def test_the_move_ends_where_new_pods_fail(
+    cluster: Cluster, client: Client, namespace: str, nodes: Callable[..., Node],
+    operator: Operator, shell: Shell,
+) -> None:  # fmt: skip
+    def script(pod: Object) -> Behaviour:
+        broken = pod["spec"]["containers"][0]["image"].endswith(":broken")
+        return CRASH if broken else Behaviour()
+
+    nodes(gpus=4, script=script, backoff_seconds=0.2)
+    for name in "bc":
+        one = manifest(name)
+        one["metadata"]["labels"] = {"team": "search"}
+        make(client, namespace, one)
+    for name in "bc":
+        wait_for_condition(client, namespace, name, lambda each: each.get("status") == "True")
+    some = commands("upgrading.md", "Move services, a few at a time")[2]
+    try:
+        operator.restart("--image=octavo-server:broken")
+        said = shell(some)
+        assert "inferenceservice.octavo.dev/b annotated" in said, said
+        assert "inferenceservice.octavo.dev/c annotated" not in said, said
+        assert "\nrolled back: pods with the new settings fail (CrashLoopBackOff" in said, said
+        own = path_of(API, "InferenceService", namespace, "b")
+        assert client.get(own)["status"]["rollout"]["reason"].startswith("rolled back")
+        wait_for("the event", lambda: "RolledBack" in said_of(cluster, namespace, "b"))
+        (pod,) = [
+            each
+            for each in pods_of(client, namespace, "b")
+            if "deletionTimestamp" not in each["metadata"]
+        ]
+        assert not pod["spec"]["containers"][0]["image"].endswith(":broken")
     finally:
         operator.restart()
 
