@@ -7,6 +7,7 @@ from typing import Any
 from octavo_operator import conditions, names
 from octavo_operator.conditions import WORKLOAD_READY, Problem
 from octavo_operator.kube import Kube, KubeError
+from octavo_operator.ports import renumber
 from octavo_operator.spec import InferenceService
 
 
@@ -30,8 +31,15 @@ async def apply(
     if live is not None:
         # If it was replaced since it was read, the API server answers 409 instead of merging.
         metadata["uid"] = live["metadata"]["uid"]
+    wanted = {**manifest, "metadata": metadata}
     try:
-        return await kube.apply({**manifest, "metadata": metadata})
+        try:
+            return await kube.apply(wanted)
+        except KubeError as error:
+            if error.code != 422 or live is None or not (ports := renumber(manifest, live)):
+                raise
+        await kube.change(live, ports)
+        return await kube.apply(wanted)
     except KubeError as error:
         what = f"{manifest['kind']} {service.name}"
         if error.code in (400, 422) or "failed to create typed patch object" in str(error):

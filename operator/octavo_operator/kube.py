@@ -12,7 +12,7 @@ import itertools
 import os
 import random
 import ssl
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -172,6 +172,13 @@ class Kube:
         query = {"fieldManager": names.FIELD_MANAGER, "force": "true"}
         # JSON is YAML.
         return await self._request("PATCH", path, query, manifest, "application/apply-patch+yaml")
+
+    async def change(self, live: Object, operations: Sequence[Object]) -> Object:
+        """A JSON patch; KubeError 422 if one of its tests fails."""
+        metadata = live["metadata"]
+        path = path_of(live["apiVersion"], live["kind"], metadata["namespace"], metadata["name"])
+        query = {"fieldManager": names.FIELD_MANAGER}
+        return await self._request("PATCH", path, query, operations, "application/json-patch+json")
 
     async def patch_status(self, live: Object, change: Mapping[str, Any]) -> Object:
         """A merge patch of `live`'s status; KubeError 409 if that object was replaced meanwhile."""

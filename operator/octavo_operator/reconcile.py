@@ -16,6 +16,7 @@ from octavo_operator.conditions import (
     FOREIGN_CHANGE,
     INTERNAL_ERROR,
     NAME_CONFLICT,
+    PROGRESSING,
     WORKLOAD_READY,
     Condition,
     Problem,
@@ -212,7 +213,8 @@ async def _reconcile_valid(
         try:
             applied = await apply(kube, service, manifest, objects[kind])
         except Refused as error:
-            problem = problem or error.problem
+            if problem is None or problem.reason == PROGRESSING:
+                problem = error.problem
             continue
         if told := describe_foreign_change(objects[kind], applied):
             log.info("%s/%s: %s", service.namespace, service.name, told)

@@ -168,7 +168,7 @@ class KubeApi:
                     elif old["metadata"]["resourceVersion"] != item["metadata"]["resourceVersion"]:
                         yield "MODIFIED", item
                 version = answer["metadata"]["resourceVersion"]
-                async for event in self._watch_from(path, params, version):
+                async for event in self.watch_from(path, params, version):
                     item = event["object"]
                     if event["type"] == "ERROR":
                         break
@@ -180,7 +180,7 @@ class KubeApi:
             except (aiohttp.ClientError, TimeoutError, ApiError):
                 await asyncio.sleep(0.2)
 
-    async def _watch_from(
+    async def watch_from(
         self, path: str, params: dict[str, str], version: str
     ) -> AsyncIterator[Object]:
         query = {

@@ -59,8 +59,11 @@ class Operator:
 
     def restart(self, *options: str, hub: str = NO_HUB) -> None:
         """SIGKILL, then a new process with these options beside its own."""
-        self._daemon.stop(0)
+        self._daemon.kill()
         self._daemon = self._start(*options, hub=hub)
+
+    def kill(self) -> None:
+        self._daemon.kill()
 
     def stop(self) -> None:
         self._daemon.stop()

@@ -62,6 +62,11 @@ class Daemon:
         if self.exit_code is None:
             self._process.terminate()
 
+    def kill(self) -> None:
+        """SIGKILL; returns once the process is reaped."""
+        self._process.kill()
+        self._process.wait()
+
     def stop(self, timeout_seconds: float = 5.0) -> None:
         """SIGTERM, then SIGKILL after the timeout; returns once the process is reaped."""
         self.signal_stop()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -10,14 +10,13 @@ import pytest
 from octavo_operator.render import render
 from octavo_operator.spec import parse
 from tests.cluster.cluster import wait_for
+from tests.cluster.edits import NOT_ALONE, Edit, edits_of, holds, is_key, value_at
 from tests.cluster.hollow import steady
 from tests.cluster.kube_api import ApiError, Client, path_of
 from tests.cluster.node_agent import Node
 from tests.cluster.test_e2e import API, make, manifest, wait_for_condition
 
 pytestmark = pytest.mark.usefixtures("operator")
-
-Path = tuple[str | int, ...]
 
 KINDS = {"Deployment": "apps/v1", "Service": "v1", "PodDisruptionBudget": "policy/v1"}
 JSON_PATCH = "application/json-patch+json"
@@ -26,38 +25,18 @@ BY_HAND = "fieldManager=somebody"
 SECONDS = 20.0
 AT_ONCE = 12
 
-
-def leaves(value: Any, path: Path = ()) -> Iterator[tuple[Path, Any]]:
-    if isinstance(value, dict):
-        for key, each in value.items():
-            yield from leaves(each, (*path, key))
-    elif isinstance(value, list):
-        for index, each in enumerate(value):
-            yield from leaves(each, (*path, index))
-    else:
-        yield path, value
-
-
-def holds(live: Any, ours: Any) -> bool:
-    """Whether all that we set is there, in lists among what others may have added."""
-    if isinstance(ours, dict):
-        return isinstance(live, dict) and all(holds(live.get(key), ours[key]) for key in ours)
-    if isinstance(ours, list):
-        return isinstance(live, list) and all(
-            any(holds(each, one) for each in live) for one in ours
-        )
-    return str(live) == str(ours)  # an amount of 1 is kept as "1"
-
-
-def another(value: Any) -> Any:
-    if isinstance(value, bool):
-        return not value
-    return value + 1 if isinstance(value, int) else f"{value}x"
-
-
-def change(path: Path, value: Any) -> dict[str, Any]:
-    steps = [str(step).replace("~", "~0").replace("/", "~1") for step in path]
-    return {"op": "replace", "path": "/" + "/".join(steps), "value": value}
+IDENTITY = {"apiVersion", "kind", "metadata.name", "metadata.namespace"}
+IMMUTABLE = {
+    "Deployment": IDENTITY
+    | {
+        "spec.selector.matchLabels.octavo.dev/service",
+        # The selector selects by it.
+        "spec.template.metadata.labels.octavo.dev/service",
+    },
+    "Service": IDENTITY,
+    "PodDisruptionBudget": IDENTITY,
+}
+"""What the API server lets nobody change."""
 
 
 @pytest.fixture
@@ -71,34 +50,86 @@ def service(client: Client, namespace: str, nodes: Callable[..., Node]) -> dict[
     return made
 
 
+class Child:
+    """The live object, and what the operator renders it from."""
+
+    def __init__(self, client: Client, service: dict[str, Any], kind: str) -> None:
+        self._client = client
+        self._path = path_of(KINDS[kind], kind, service["metadata"]["namespace"], "a")
+        objects = render(parse(service), image="octavo-server:0.1.0", replicas=2)
+        self.rendered = next(each for each in objects if each["kind"] == kind)
+
+    def live(self) -> dict[str, Any]:
+        found = self._client.find(self._path)
+        return {} if found is None else found
+
+    def patch(self, edits: list[Edit], *, dry: bool = False) -> dict[str, Any]:
+        """Their places are looked up just before, so that none hits an item of somebody else's."""
+        live = self.live()
+        operations = [one for edit in edits for one in edit.operations(self.rendered, live)]
+        how = f"{self._path}?{BY_HAND}" + ("&dryRun=All" if dry else "")
+        return self._client.patch(how, operations, JSON_PATCH)  # type: ignore[arg-type]
+
+    def refuses(self, edit: Edit) -> bool:
+        try:
+            self.patch([edit], dry=True)
+        except ApiError:
+            return True
+        return False
+
+    def comes_back(self, edits: list[Edit]) -> None:
+        """Makes them, sees each in the answer, and waits until nothing is left of them."""
+        before = self.live()
+        places = [edit.place(self.rendered, before) for edit in edits]
+        answer = self.patch(edits)
+        for edit, place in zip(edits, places, strict=True):
+            assert str(value_at(answer, place)) == str(edit.value), edit
+        assert not holds(answer, self.rendered), edits
+        what = ", ".join(f"{edit.name}={edit.value!r}" for edit in edits)
+        wait_for(f"back: {what}", lambda: holds(self.live(), self.rendered), SECONDS, self.live)
+
+    def again(self) -> None:
+        """Another object in its place, with nothing in it of what was changed before."""
+        uid = self.live()["metadata"]["uid"]
+        self._client.delete(self._path)
+
+        def new() -> bool:
+            live = self.live()
+            return bool(live) and live["metadata"]["uid"] != uid and holds(live, self.rendered)
+
+        wait_for("a new object", new, SECONDS, self.live)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_each_value_that_we_set_comes_back(
-    client: Client, namespace: str, service: dict[str, Any], kind: str
+    client: Client, service: dict[str, Any], kind: str
 ) -> None:
-    own = path_of(KINDS[kind], kind, namespace, "a")
-    before = client.get(own)
-    rendered = next(
-        each
-        for each in render(parse(service), image="octavo-server:0.1.0", replicas=2)
-        if each["kind"] == kind
-    )
-    assert holds(before, rendered)
-    changes, refused = [], []
-    for path, value in leaves(rendered):
-        one = change(path, another(value))
-        try:
-            client.patch(f"{own}?{BY_HAND}&dryRun=All", [one], JSON_PATCH)  # type: ignore[arg-type]
-            changes.append(one)
-        except ApiError:
-            refused.append(path)
-    # A Service's or a budget's selector is mutable, a Deployment's is not.
-    assert len(changes) > (20 if kind == "Deployment" else 5), refused
-    for begin in range(0, len(changes), AT_ONCE):
-        some = changes[begin : begin + AT_ONCE]
-        client.patch(f"{own}?{BY_HAND}", some, JSON_PATCH)  # type: ignore[arg-type]
-        wait_for(
-            f"{some}", lambda: holds(client.get(own), rendered), SECONDS, lambda: client.get(own)
-        )
+    child = Child(client, service, kind)
+    assert holds(child.live(), child.rendered)
+    edits = edits_of(child.rendered)
+    refused = {edit.name for edit in edits if child.refuses(edit)}
+    assert refused == IMMUTABLE[kind]
+    values = [edit for edit in edits if edit.name not in refused and not is_key(edit.path)]
+    assert len(values) > (60 if kind == "Deployment" else 5)
+    simple = [edit for edit in values if edit.path[-2:] not in NOT_ALONE]
+    for begin in range(0, len(simple), AT_ONCE):
+        child.comes_back(simple[begin : begin + AT_ONCE])
+    for edit in values:
+        if edit not in simple:
+            child.comes_back([edit])
+
+
+@pytest.mark.parametrize("kind", ["Deployment", "Service"])
+def test_each_item_whose_key_is_changed_comes_back(
+    client: Client, service: dict[str, Any], kind: str
+) -> None:
+    """To server-side apply that is another item, of somebody else's, beside which ours returns."""
+    child = Child(client, service, kind)
+    keys = [edit for edit in edits_of(child.rendered) if is_key(edit.path)]
+    assert len(keys) > (10 if kind == "Deployment" else 1)
+    for edit in keys:
+        child.comes_back([edit])
+        child.again()
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -11,6 +11,7 @@ from tests.operator.services import NOW, manifest
 from octavo_operator import names
 from octavo_operator.conditions import Condition
 from octavo_operator.gpu_room import Room
+from octavo_operator.kube import KubeError
 from octavo_operator.reconcile import Means, reconcile
 
 Object = dict[str, Any]
@@ -26,6 +27,7 @@ class MemoryCluster:
         self.fit: Condition | None = None
         self.room: Room | None = None
         self.looks = 0
+        self.refused: tuple[str, ...] = ()  # kinds
         self.again: float | None = None
         self.image = "octavo-server:1"
         self.now = NOW
@@ -116,6 +118,8 @@ class MemoryCluster:
         return copy.deepcopy(self.pods)
 
     async def apply(self, manifest: Object) -> Object:
+        if manifest["kind"] in self.refused:
+            raise KubeError(403, "Forbidden", f"{manifest['kind']} is forbidden")
         metadata = {"uid": f"of {manifest['kind']}", **manifest["metadata"]}
         self.objects[manifest["kind"]] = copy.deepcopy({**manifest, "metadata": metadata})
         return copy.deepcopy(self.objects[manifest["kind"]])

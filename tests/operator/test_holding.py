@@ -133,3 +133,10 @@ def test_what_runs_is_still_told_by_its_own_settings(wrong: MemoryCluster) -> No
     wrong.pass_over()
     assert wrong.live["status"]["rollout"]["revision"] == revision
     assert wrong.live["status"]["rollout"]["reason"] == "created"
+
+
+def test_a_refused_object_is_told_before_the_wait() -> None:
+    cluster = MemoryCluster()
+    cluster.fit = verdict(None, 1)
+    cluster.refused = ("PodDisruptionBudget",)
+    assert cluster.pass_over()["WorkloadReady"]["reason"] == "Forbidden"
