@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ast
 import itertools
-import json
 import re
 import subprocess
 import sys
@@ -13,7 +12,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import jsonschema
 import pytest
 import yaml
 
@@ -276,22 +274,6 @@ def test_the_readmes_manifest_is_a_valid_example_of_12_lines() -> None:
     assert parsed in examples
 
 
-def test_every_manifest_in_the_docs_fits_the_schema() -> None:
-    crd = yaml.safe_load((ROOT / "crds" / "inferenceservice.yaml").read_text(encoding="utf-8"))
-    schemas = {v["name"]: v["schema"]["openAPIV3Schema"] for v in crd["spec"]["versions"]}
-    checked = 0
-    for path in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]:
-        for block in re.findall(r"```yaml\n(.*?)```", path.read_text(encoding="utf-8"), re.DOTALL):
-            for document in yaml.safe_load_all(block):
-                if not isinstance(document, dict) or document.get("kind") != "InferenceService":
-                    continue
-                version = document["apiVersion"].removeprefix(crd["spec"]["group"] + "/")
-                schema = closed(schemas[version])
-                jsonschema.Draft202012Validator(schema).validate(json.loads(json.dumps(document)))
-                checked += 1
-    assert checked > 0
-
-
 def test_the_manifests_page_names_every_field() -> None:
     crd = yaml.safe_load((ROOT / "crds" / "inferenceservice.yaml").read_text(encoding="utf-8"))
     spec = crd["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]["spec"]
@@ -308,41 +290,6 @@ def test_the_manifests_page_names_every_field() -> None:
         fields |= {f"{parent}.{name}" for name in spec["properties"][parent]["properties"]}
     page = (ROOT / "docs" / "the-manifest.md").read_text(encoding="utf-8")
     assert {field for field in fields if f"| `{field}` |" not in page} == set()
-
-
-def test_troubleshooting_names_every_reason() -> None:
-    """Those of the operator's conditions and those that the server reports."""
-    reasons = set()
-    for path in (
-        SOURCES["octavo_operator"] / "conditions.py",
-        SOURCES["octavo_server"] / "errors.py",
-    ):
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            if isinstance(node, ast.Assign) and isinstance(node.value, ast.Constant):
-                reasons.add(node.value.value)
-    types = {"Ready", "ModelReady", "WorkloadReady", "AutoscalingReady", "FitsAccelerator"}
-    words = {each for each in reasons - types if isinstance(each, str)}
-    page = (ROOT / "docs" / "troubleshooting.md").read_text(encoding="utf-8")
-    assert {word for word in words if f"`{word}`" not in page} == set()
-
-
-def closed(schema: Any) -> Any:
-    """The schema with unknown fields refused, as the API server's strict validation does."""
-    if isinstance(schema, list):
-        return [closed(item) for item in schema]
-    if not isinstance(schema, dict):
-        return schema
-    result = {
-        key: {name: closed(value) for name, value in inner.items()}
-        if key == "properties"
-        else closed(inner)
-        for key, inner in schema.items()
-    }
-    if "properties" in schema and not schema.get("x-kubernetes-preserve-unknown-fields"):
-        result.setdefault("additionalProperties", False)
-    if "metadata" in result.get("properties", {}):
-        result["properties"]["metadata"] = {"type": "object"}  # the API server knows the rest of it
-    return result
 
 
 def test_every_link_between_pages_leads_somewhere() -> None:

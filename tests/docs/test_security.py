@@ -1,0 +1,37 @@
+"""docs/security.md says of the operator's rights what the chart gives."""
+
+from __future__ import annotations
+
+import re
+
+import yaml
+from tests.docs.blocks import ROOT
+from tests.docs.test_words import rows, section
+
+PAGE = (ROOT / "docs" / "security.md").read_text(encoding="utf-8")
+RULES = [
+    rule
+    for each in yaml.safe_load_all(
+        (ROOT / "charts" / "octavo" / "files" / "rbac.yaml").read_text(encoding="utf-8")
+    )
+    for rule in each.get("rules", ())
+]
+
+
+def test_the_table_of_rights_is_the_charts() -> None:
+    given: dict[str, set[str]] = {}
+    for rule in RULES:
+        for resource in rule["resources"]:
+            given.setdefault(resource, set()).update(rule["verbs"])
+    told = {
+        resource: set(verbs.split(", "))
+        for resources, verbs, _ in rows(section(PAGE, "The operator"))
+        for resource in re.findall(r"`([\w/]+)`", resources)
+    }
+    assert told == given
+
+
+def test_it_says_that_nothing_is_deleted_only_while_that_is_so() -> None:
+    deletes = any("delete" in rule["verbs"] for rule in RULES)
+    assert deletes != ("It deletes nothing" in PAGE)
+    assert not any("secrets" in rule["resources"] for rule in RULES)
