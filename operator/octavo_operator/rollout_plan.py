@@ -44,7 +44,14 @@ def read_plan(live: Mapping[str, Any] | None) -> Plan | None:
         return None
 
 
-def decide_plan(revision: str, room: Room, gpus: int, replicas: int) -> Plan:
+def decide_plan(
+    revision: str, room: Room, *, gpus: int, replicas: int, claims_cache: bool = False
+) -> Plan:
+    """`claims_cache`: the pods mount a claim that they write to, which one node alone may have."""
+    outage = ": an outage is expected until the new pod is ready" if replicas == 1 else ""
+    if claims_cache:
+        one = "the cache's claim may be bound to one node: a new pod takes an old one's place"
+        return Plan(revision, False, one + outage)
     what = "a GPU is" if gpus == 1 else f"{gpus} GPUs are"
     if room is Room.NOW:
         return Plan(revision, True, f"{what} spare: new pods get ready before old ones go")
@@ -55,7 +62,6 @@ def decide_plan(revision: str, room: Room, gpus: int, replicas: int) -> Plan:
             f"no node would have {gpus} GPU{'s' * (gpus > 1)} for a new pod even without an old "
             "one: it waits beside the old ones, which serve on",
         )
-    outage = ": an outage is expected until the new pod is ready" if replicas == 1 else ""
     if room is Room.AFTER:
         return Plan(revision, False, f"no GPU is spare: a new pod takes an old one's place{outage}")
     unseen = "the operator cannot see whether a GPU is spare: a new pod takes an old one's place"

@@ -117,4 +117,7 @@ async def _planned(
     template = manifest["spec"]["template"]
     gpus = service.spec.engine.tensor_parallel_size
     revision = manifest["metadata"]["annotations"][REVISION_ANNOTATION]
-    return with_plan(manifest, decide_plan(revision, await spare(template), gpus, replicas))
+    claims = service.spec.cache.persistent_volume_claim is not None
+    room = Room.UNKNOWN if claims else await spare(template)
+    plan = decide_plan(revision, room, gpus=gpus, replicas=replicas, claims_cache=claims)
+    return with_plan(manifest, plan)

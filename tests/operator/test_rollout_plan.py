@@ -65,6 +65,15 @@ def test_no_outage_is_expected_of_several() -> None:
     assert "outage" not in cluster.live["status"]["rollout"]["plan"]
 
 
+def test_a_cache_that_one_node_may_have_is_not_waited_for_on_another() -> None:
+    cluster = serving()
+    cluster.edit(cache={"persistentVolumeClaim": "cache"})
+    change(cluster, Room.NOW)
+    assert strategy(cluster) == (0, 1)
+    assert "the cache's claim" in cluster.live["status"]["rollout"]["plan"]
+    assert cluster.looks == 0
+
+
 def test_the_plan_stays_when_its_own_pod_takes_the_spare_gpu() -> None:
     cluster = serving()
     change(cluster, Room.NOW)
