@@ -10,6 +10,9 @@ from octavo_operator.kube import Kube, KubeError
 from octavo_operator.ports import renumber
 from octavo_operator.spec import InferenceService
 
+ATTEMPTS = 5
+"""Of an apply that meets writers of the status: a rollout has a few a second."""
+
 
 class Refused(Exception):
     """The object was not applied, for a reason that the manifest's owner must hear."""
@@ -31,15 +34,21 @@ async def apply(
     if live is not None:
         # If it was replaced since it was read, the API server answers 409 instead of merging.
         metadata["uid"] = live["metadata"]["uid"]
+        if manifest["kind"] == "Deployment" and "resourceVersion" in live["metadata"]:
+            # Neither if it was changed: an operator that was frozen, and lost the lead meanwhile,
+            # would bring back pods of before.
+            metadata["resourceVersion"] = live["metadata"]["resourceVersion"]
     wanted = {**manifest, "metadata": metadata}
     try:
         try:
-            return await kube.apply(wanted)
+            return await _apply_unchanged(kube, wanted, live)
         except KubeError as error:
             if error.code != 422 or live is None or not (ports := renumber(manifest, live)):
                 raise
-        await kube.change(live, ports)
-        return await kube.apply(wanted)
+        changed = await kube.change(live, ports)
+        if "resourceVersion" in metadata:
+            metadata["resourceVersion"] = changed["metadata"]["resourceVersion"]
+        return await _apply_unchanged(kube, wanted, changed)
     except KubeError as error:
         what = f"{manifest['kind']} {service.name}"
         if error.code in (400, 422) or "failed to create typed patch object" in str(error):
@@ -57,6 +66,34 @@ async def apply(
                 Problem(WORKLOAD_READY, conditions.FORBIDDEN, f"the {what} is not allowed: {error}")
             ) from error
         raise
+
+
+async def _apply_unchanged(
+    kube: Kube, wanted: dict[str, Any], live: dict[str, Any] | None
+) -> dict[str, Any]:
+    """`kube.apply`; again where only the status has changed since `live` was read."""
+    for attempt in range(ATTEMPTS):
+        try:
+            return await kube.apply(wanted)
+        except KubeError as error:
+            metadata = wanted["metadata"]
+            if error.code != 409 or "resourceVersion" not in metadata or live is None:
+                raise
+            now = await kube.get(
+                wanted["apiVersion"], wanted["kind"], metadata["namespace"], metadata["name"]
+            )
+            if now is None or attempt == ATTEMPTS - 1 or _wishes(now) != _wishes(live):
+                raise
+            version = now["metadata"]["resourceVersion"]
+            wanted = {**wanted, "metadata": {**metadata, "resourceVersion": version}}
+    raise AssertionError("not reached")
+
+
+def _wishes(live: dict[str, Any]) -> tuple[Any, ...]:
+    metadata = live["metadata"]
+    annotations = metadata.get("annotations") or {}
+    ours = {key: value for key, value in annotations.items() if key.startswith(names.GROUP)}
+    return metadata["uid"], metadata.get("generation"), ours
 
 
 def owner_reference(service: InferenceService) -> dict[str, Any]:

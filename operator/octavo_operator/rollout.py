@@ -36,7 +36,8 @@ def decide_cause(
 def rolls(live: Mapping[str, Any], rendered: Mapping[str, Any]) -> bool:
     """Whether applying it replaces the pods."""
     before = live["metadata"].get("annotations") or {}
-    now = before.get(names.REVISION_ANNOTATION) or _pods_revision(live)
+    # The pods' own word first: an annotation that somebody wrote on the Deployment rolls nothing.
+    now = _pods_revision(live) or before.get(names.REVISION_ANNOTATION)
     return bool(now != rendered["metadata"]["annotations"][names.REVISION_ANNOTATION])
 
 

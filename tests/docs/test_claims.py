@@ -15,7 +15,6 @@ from tests.server.tiny_models import make_tiny
 from octavo_operator.render import render
 from octavo_operator.render.deployment import USER_ID
 from octavo_operator.spec import parse
-from octavo_server import LLM, SamplingParams
 
 MANIFESTS = [
     each
@@ -61,6 +60,8 @@ def test_the_job_fills_what_the_service_reads(tmp_path: Path) -> None:
         filled = fill(tmp_path / "claim", hub.url, "hf_abc")
         assert filled.returncode == 0, filled.stderr
     folder = tmp_path / "claim" / Path(COMMAND[-1]).name
+    from octavo_server import LLM, SamplingParams  # late: it loads Triton, which others set up
+
     llm = LLM(str(folder), device="cpu", kv_cache_memory_bytes="4MiB", max_model_len=64)
     (answer,) = llm.generate([[3, 4]], SamplingParams(max_tokens=2))
     assert len(answer.outputs[0].token_ids) > 0

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import pytest
 from tests.operator.services import service
 
-from octavo_operator.apply import find_conflict, owner_reference
-from octavo_operator.kube import _bearer, path_of
+from octavo_operator.apply import apply, find_conflict, owner_reference
+from octavo_operator.kube import KubeError, _bearer, path_of
 from octavo_operator.reconcile import diff
 
 
@@ -59,3 +60,61 @@ def test_bearer(token: str) -> None:
 def test_status_is_written_only_when_different() -> None:
     assert diff({"a": 1, "b": [1]}, {"a": 1, "b": [1]}) is None
     assert diff({"a": 1, "b": 2}, {"a": 3}) == {"a": 3, "b": None}
+
+
+class Busy:
+    """A Deployment that others write, so that applies with an older version meet 409."""
+
+    def __init__(self, *changes: dict[str, Any]) -> None:
+        self.live = deployment()
+        self.changes = list(changes)
+        self.applied: dict[str, Any] | None = None
+
+    async def get(self, *_: str) -> dict[str, Any]:
+        return self.live
+
+    async def apply(self, manifest: dict[str, Any]) -> dict[str, Any]:
+        if self.changes:
+            version = str(int(self.live["metadata"]["resourceVersion"]) + 1)
+            changed = {**self.changes.pop(0), "resourceVersion": version}
+            self.live = {**self.live, "metadata": {**self.live["metadata"], **changed}}
+        if manifest["metadata"]["resourceVersion"] != self.live["metadata"]["resourceVersion"]:
+            raise KubeError(409, "Conflict", "")
+        self.applied = manifest
+        return manifest
+
+    def attempt(self) -> None:
+        kube: Any = self
+        asyncio.run(apply(kube, service(), deployment(), deployment()))
+
+
+def deployment() -> dict[str, Any]:
+    metadata = {"name": "tiny", "namespace": "ns", "uid": "d", "generation": 4}
+    return {
+        "apiVersion": "apps/v1",
+        "kind": "Deployment",
+        "metadata": {**metadata, "resourceVersion": "7"},
+    }
+
+
+def test_a_status_that_changes_meanwhile_is_no_matter() -> None:
+    controllers = {"annotations": {"deployment.kubernetes.io/revision": "2"}}
+    busy = Busy({}, controllers, {})
+    busy.attempt()
+    assert busy.applied is not None
+
+
+@pytest.mark.parametrize(
+    "change", [{"generation": 5}, {"annotations": {"octavo.dev/revision": "x"}}, {"uid": "e"}]
+)
+def test_a_deployment_that_another_operator_changed_is_read_anew(change: dict[str, Any]) -> None:
+    busy = Busy({}, change)
+    with pytest.raises(KubeError):
+        busy.attempt()
+    assert busy.applied is None
+
+
+def test_writers_without_end_are_another_passs_business() -> None:
+    busy = Busy(*[{} for _ in range(9)])
+    with pytest.raises(KubeError):
+        busy.attempt()

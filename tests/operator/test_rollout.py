@@ -10,7 +10,7 @@ from tests.operator.services import service
 from octavo_operator import names
 from octavo_operator.render import render
 from octavo_operator.render.settings import OPERATOR_CHANGED
-from octavo_operator.rollout import CREATED, decide_cause, with_cause
+from octavo_operator.rollout import CREATED, decide_cause, rolls, with_cause
 
 
 def deployment(image: str = "i:1", **arguments: Any) -> dict[str, Any]:
@@ -80,11 +80,19 @@ def test_first_and_unchanged() -> None:
 def test_lost_annotation(kept: str | None) -> None:
     live = deployment()
     annotations = live["metadata"]["annotations"]
-    annotations[names.REVISION_ANNOTATION] = "older"
+    pods = live["spec"]["template"]["metadata"]["annotations"]
+    annotations[names.REVISION_ANNOTATION] = pods[names.REVISION_ANNOTATION] = "older"
     annotations[names.RENDERED_ANNOTATION] = kept
     if kept is None:
         del annotations[names.RENDERED_ANNOTATION]
     assert decide_cause(live, deployment()) == OPERATOR_CHANGED
+
+
+def test_a_revision_that_somebody_wrote_on_the_deployment_rolls_nothing() -> None:
+    live = with_cause(None, deployment())
+    live["metadata"]["annotations"][names.REVISION_ANNOTATION] = "mine"
+    assert not rolls(live, deployment())
+    assert decide_cause(live, deployment()) == CREATED
 
 
 def test_a_huge_pod_template_fits_an_annotation() -> None:
