@@ -36,9 +36,9 @@ def decide_cause(
 def rolls(live: Mapping[str, Any], rendered: Mapping[str, Any]) -> bool:
     """Whether applying it replaces the pods."""
     before = live["metadata"].get("annotations") or {}
-    # The pods' own word first: an annotation that somebody wrote on the Deployment rolls nothing.
-    now = _pods_revision(live) or before.get(names.REVISION_ANNOTATION)
-    return bool(now != rendered["metadata"]["annotations"][names.REVISION_ANNOTATION])
+    # Either word will do: the other one is what somebody wrote, and goes back without a plan.
+    known = (before.get(names.REVISION_ANNOTATION), _pods_revision(live))
+    return rendered["metadata"]["annotations"][names.REVISION_ANNOTATION] not in known
 
 
 def _pods_revision(live: Mapping[str, Any]) -> str | None:

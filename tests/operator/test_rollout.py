@@ -92,6 +92,10 @@ def test_a_revision_that_somebody_wrote_on_the_deployment_rolls_nothing() -> Non
     live = with_cause(None, deployment())
     live["metadata"]["annotations"][names.REVISION_ANNOTATION] = "mine"
     assert not rolls(live, deployment())
+    marked = live["spec"]["template"]["metadata"]["annotations"]
+    live["metadata"]["annotations"][names.REVISION_ANNOTATION] = marked[names.REVISION_ANNOTATION]
+    marked[names.REVISION_ANNOTATION] = "mine"
+    assert not rolls(live, deployment())
     assert decide_cause(live, deployment()) == CREATED
 
 
