@@ -10,9 +10,6 @@ from octavo_operator.kube import Kube, KubeError
 from octavo_operator.ports import renumber
 from octavo_operator.spec import InferenceService
 
-ATTEMPTS = 5
-"""Of an apply that meets writers of the status: a rollout has a few a second."""
-
 
 class Refused(Exception):
     """The object was not applied, for a reason that the manifest's owner must hear."""
@@ -71,29 +68,31 @@ async def apply(
 async def _apply_unchanged(
     kube: Kube, wanted: dict[str, Any], live: dict[str, Any] | None
 ) -> dict[str, Any]:
-    """`kube.apply`; again where only the status has changed since `live` was read."""
-    for attempt in range(ATTEMPTS):
-        try:
-            return await kube.apply(wanted)
-        except KubeError as error:
-            metadata = wanted["metadata"]
-            if error.code != 409 or "resourceVersion" not in metadata or live is None:
-                raise
-            now = await kube.get(
-                wanted["apiVersion"], wanted["kind"], metadata["namespace"], metadata["name"]
-            )
-            if now is None or attempt == ATTEMPTS - 1 or _wishes(now) != _wishes(live):
-                raise
-            version = now["metadata"]["resourceVersion"]
-            wanted = {**wanted, "metadata": {**metadata, "resourceVersion": version}}
-    raise AssertionError("not reached")
+    """`kube.apply`; once more, unconditionally, if what changed since `live` was read is not ours.
+
+    Others may write all the time (controllers the status, people labels): asking for a version that
+    stays would starve. What is left to chance is the moment between the second look and the apply.
+    """
+    try:
+        return await kube.apply(wanted)
+    except KubeError as error:
+        metadata = dict(wanted["metadata"])
+        if error.code != 409 or live is None or metadata.pop("resourceVersion", None) is None:
+            raise
+        now = await kube.get(
+            wanted["apiVersion"], wanted["kind"], metadata["namespace"], metadata["name"]
+        )
+        if now is None or _ours(now) != _ours(live):
+            raise
+        return await kube.apply({**wanted, "metadata": metadata})
 
 
-def _wishes(live: dict[str, Any]) -> tuple[Any, ...]:
+def _ours(live: dict[str, Any]) -> tuple[str, dict[str, str]]:
+    """What tells one template of ours from another."""
     metadata = live["metadata"]
     annotations = metadata.get("annotations") or {}
     ours = {key: value for key, value in annotations.items() if key.startswith(names.GROUP)}
-    return metadata["uid"], metadata.get("generation"), ours
+    return metadata["uid"], ours
 
 
 def owner_reference(service: InferenceService) -> dict[str, Any]:
