@@ -69,7 +69,7 @@ class PodLoads:
             return parse_load(await self._http.get(ip, names.PORT, "/load"))
 
     async def _look(self, key: Key) -> None:
-        asked = self._pods[key]
+        asked = self._pods.get(key, ())  # a round is long: it may be forgotten by now
         loads = await asyncio.gather(*(self._ask(ip) for ip in asked))
         told = report([each for each in loads if each is not None])
         live = self._services.get(key)

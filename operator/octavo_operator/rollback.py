@@ -55,7 +55,7 @@ def remember(
     else:
         good = read(live, names.LAST_GOOD_ANNOTATION)
     text = _dump(good)
-    if not good.get("template") or good.get("revision") == next_one or len(text) > _LONGEST:
+    if not good.get("template") or len(text) > _LONGEST:
         return manifest
     return _with(manifest, {names.LAST_GOOD_ANNOTATION: text})
 
@@ -77,7 +77,8 @@ def decide_rollback(
     the status: what has worked once is not given up.
     """
     good = read(live, names.LAST_GOOD_ANNOTATION)
-    if not is_template_of(good.get("template"), good.get("revision")):
+    here = _annotations(live).get(names.REVISION_ANNOTATION)
+    if not is_template_of(good.get("template"), good.get("revision")) or good["revision"] == here:
         return None
     if _is_proven(live, previous) or any(pod.ready for pod in facts.current):
         return None
@@ -117,6 +118,8 @@ def roll_back(live: Mapping[str, Any], rendered: dict[str, Any], why: Problem) -
         names.WAITING_ANNOTATION: "",
         names.CHANGE_CAUSE_ANNOTATION: f"rolled back: {why.message}"[:4096],
         names.FAILED_ANNOTATION: _dump(failed),
+        # Until it serves again: another attempt may come before.
+        names.LAST_GOOD_ANNOTATION: _dump(good),
     }
     template = mark(json.loads(good["template"]), good["revision"])
     spec = {**rendered["spec"], "template": template}

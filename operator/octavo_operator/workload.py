@@ -68,12 +68,12 @@ async def choose_deployment(
         return Choice(None, held) if held else Choice(with_cause(None, wanted))
     tries = asks(service, live)
     if not tries and (failed := failed_before(live, wanted)) is not None:
-        return Choice(hold(live, rendered), failed)
+        return Choice(_held(service, live, rendered), failed)
     told = previous.get("rollout")
     if rolls(live, wanted):
         stays = held or (None if tries else _does_not_fit(facts))
         if stays is not None:
-            return Choice(hold(live, rendered), stays)
+            return Choice(_held(service, live, rendered), stays)
         manifest = remember(live, with_cause(live, wanted, told), previous)
         return Choice(await _planned(service, manifest, spare))
     if (why := decide_rollback(live, facts, previous, now)) is not None:
@@ -106,6 +106,14 @@ def is_impatient(live: Mapping[str, Any] | None, facts: Facts) -> bool:
     return decides and any(
         pod.problem is not None and pod.problem.reason in WAITS for pod in facts.current
     )
+
+
+def _held(
+    service: InferenceService, live: Mapping[str, Any], rendered: dict[str, Any]
+) -> dict[str, Any]:
+    """`hold`, in the midst of a rollout too: its plan keeps the old pods up."""
+    manifest, plan = hold(live, rendered), read_plan(live)
+    return manifest if plan is None or not service.wants_gpu else with_plan(manifest, plan)
 
 
 async def _planned(

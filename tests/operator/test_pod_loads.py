@@ -185,3 +185,22 @@ def test_nobody_known() -> None:
         version="",
     )
     assert decide_costs(["a", "b"], {"b": busy}) == {"a": 4, "b": 3}
+
+
+def test_one_that_is_forgotten_in_a_round_does_not_end_the_rounds(rounds: Any) -> None:
+    cluster = Cluster(a=ANSWER)
+    loads = cluster.loads()
+    loads.watch(manifest(), [pod("a")])
+    other = manifest(name="other")
+    loads.watch(other, [pod("a")])
+    ask = cluster.get
+
+    async def get(ip: str, port: int, path: str) -> dict[str, Any] | None:
+        loads.forget(("ns", "tiny"))
+        loads.forget(("ns", "other"))
+        return await ask(ip, port, path)
+
+    cluster.get = get  # type: ignore[method-assign]
+    rounds(loads, 2)
+    asyncio.run(loads._look(("ns", "gone")))
+    assert cluster.statuses == []

@@ -249,3 +249,18 @@ def test_what_somebody_wrote_into_the_annotations_breaks_nothing(
     cluster.has_pods(cluster.pod_of(**crashed(3)))
     assert cluster.pass_over()["Ready"]["reason"] == "InvalidArgument"
     assert length(cluster) == "9999"
+
+
+def test_the_way_back_is_known_before_the_pods_of_before_are_ready_again(
+    cluster: MemoryCluster,
+) -> None:
+    fail(cluster)
+    cluster.has_pods(cluster.pod_of())
+    cluster.edit(annotations={names.UPGRADE_ANNOTATION: "again"})
+    cluster.pass_over()
+    assert length(cluster) == "9999"
+    fail(cluster)
+    cluster.edit(engine={"maxModelLen": 9998})
+    cluster.pass_over()
+    assert length(cluster) == "9998"
+    fail(cluster)

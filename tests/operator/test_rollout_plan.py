@@ -138,3 +138,14 @@ def test_somebody_elses_plan_is_none(text: str) -> None:
     cluster.deployment["metadata"]["annotations"][names.PLAN_ANNOTATION] = text
     cluster.pass_over()
     assert strategy(cluster) == (0, 1)
+
+
+def test_a_rollout_that_is_held_keeps_its_plan() -> None:
+    """The old pod serves beside the new one: with another strategy it would go."""
+    cluster = serving()
+    change(cluster, Room.NOW)
+    cluster.has_pods(cluster.pods[0], cluster.pod_of())
+    cluster.fit = TOO_LARGE
+    cluster.edit(engine={"maxModelLen": 2048})
+    assert cluster.pass_over()["WorkloadReady"]["reason"] == "DoesNotFit"
+    assert strategy(cluster) == (1, 0)
