@@ -15,7 +15,8 @@ from octavo_operator.pod_problems import count_restarts, find_problem
 class PodFacts:
     """A pod that has not ended; `revision` is that of the settings it was rendered from.
 
-    `restarts` are those of the container that was started most often, `created` is RFC 3339.
+    `restarts` are those of the container that was started most often. `created` is RFC 3339, as is
+    `scheduled`, when it got its node ("" until then).
     """
 
     name: str
@@ -24,6 +25,7 @@ class PodFacts:
     problem: Problem | None = None
     restarts: int = 0
     created: str = ""
+    scheduled: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -119,10 +121,9 @@ def count_ending(pods: list[dict[str, Any]]) -> int:
 
 def _read_pod(pod: Mapping[str, Any]) -> PodFacts:
     metadata = pod["metadata"]
-    ready = any(
-        each.get("type") == "Ready" and each.get("status") == "True"
-        for each in (pod.get("status") or {}).get("conditions") or []
-    )
+    told = {each.get("type"): each for each in (pod.get("status") or {}).get("conditions") or []}
+    ready = told.get("Ready", {}).get("status") == "True"
+    placed = told.get("PodScheduled", {})
     return PodFacts(
         name=metadata["name"],
         revision=_revision(pod),
@@ -130,6 +131,7 @@ def _read_pod(pod: Mapping[str, Any]) -> PodFacts:
         problem=None if ready else find_problem(pod),
         restarts=count_restarts(pod),
         created=metadata.get("creationTimestamp") or "",
+        scheduled=placed.get("lastTransitionTime") or "" if placed.get("status") == "True" else "",
     )
 
 
@@ -144,10 +146,11 @@ def read_deployment_problem(deployment: Mapping[str, Any] | None) -> Problem | N
     status = deployment.get("status") or {}
     told = {each.get("type"): each for each in status.get("conditions") or []}
     refused, progress = told.get("ReplicaFailure", {}), told.get("Progressing", {})
+    if status.get("observedGeneration", 0) < deployment["metadata"].get("generation", 0):
+        return None  # these are words about the template of before
     if refused.get("status") == "True":
         return Problem(WORKLOAD_READY, conditions.PODS_REFUSED, refused.get("message", ""))
-    seen = status.get("observedGeneration", 0) >= deployment["metadata"].get("generation", 0)
-    if seen and progress.get("reason") == "ProgressDeadlineExceeded":
+    if progress.get("reason") == "ProgressDeadlineExceeded":
         message = f"the rollout stands still: {progress.get('message') or 'no pod gets ready'}"
         return Problem(WORKLOAD_READY, conditions.STALLED, message)
     return None

@@ -1,7 +1,6 @@
-"""Is a GPU spare for one more pod? Nodes' allocatable GPUs less what the pods on them asked for.
+"""Is there room for one more GPU pod? What nodes have, less what the pods on them asked for.
 
-GPUs, node selectors and taints only: the rest is the scheduler's to judge, this decides how a
-rollout goes about it.
+An estimate: the scheduler has the last word, this decides how a rollout goes about it.
 """
 
 from __future__ import annotations
@@ -12,7 +11,8 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from octavo_operator.kube import Kube, KubeError
-from octavo_operator.quantity import parse_quantity
+from octavo_operator.node_fit import allocatable_of, has_room, may_take
+from octavo_operator.pod_requests import gpus_of, held_by, pod_name
 
 MOST_NODES = 100
 """Nodes looked into, each of them a request: in a larger cluster a rollout plans without."""
@@ -43,100 +43,38 @@ class GpuRoom:
         own = set(own)
         try:
             pod_spec = template["spec"]
-            resource, wanted = gpus_of(pod_spec)
-            if not wanted:
+            if not gpus_of(pod_spec)[1]:
                 return Room.NOW
+            wanted = held_by([template])
             # NOTE: the template is not applied yet, so that nobody has said that it is valid.
             nodes = [
                 node
                 for node in await self._kube.list("v1", "Node", None)
-                if may_take(node, pod_spec) and _allocatable(node, resource) >= wanted
+                if may_take(node, pod_spec) and has_room(allocatable_of(node), {}, wanted)
             ]
             if len(nodes) > MOST_NODES:
                 return Room.UNKNOWN
-            # A pod that has no node yet will take a GPU that is free now: its elder's, say.
-            waiting = await self._kube.list("v1", "Pod", None, field_selector="spec.nodeName=")
-            claimed = held_by((pod for pod in waiting if pod_name(pod) not in own), resource)
+            unbound = await self._kube.list("v1", "Pod", None, field_selector="spec.nodeName=")
+            waiting = [pod for pod in unbound if pod_name(pod) not in own]
             found = Room.NONE
             for node in nodes:
                 field = f"spec.nodeName={node['metadata']['name']}"
                 pods = await self._kube.list("v1", "Pod", None, field_selector=field)
-                free = _allocatable(node, resource) - held_by(pods, resource)
-                if free - claimed >= wanted:
+                # A pod that has no node yet will take what is free now: its elder's, say.
+                coming = [pod for pod in waiting if may_take(node, pod["spec"])]
+                all_of_it = allocatable_of(node)
+                if has_room(all_of_it, held_by([*pods, *coming]), wanted):
                     return Room.NOW
-                ours = (pod for pod in pods if pod_name(pod) in own)
-                if free + max((held_by([pod], resource) for pod in ours), default=0) >= wanted:
+                if any(
+                    has_room(all_of_it, held_by(each for each in pods if each is not gone), wanted)
+                    for gone in pods
+                    if pod_name(gone) in own
+                ) or has_room(all_of_it, held_by(pods), wanted):
                     found = Room.AFTER
             return found
         except KubeError as error:
             if error.code != 403:
                 raise
             return Room.UNKNOWN
-        except (AttributeError, TypeError, ValueError):
+        except (AttributeError, KeyError, TypeError, ValueError):
             return Room.UNKNOWN  # a template that the API server will refuse, with the path
-
-
-def gpus_of(pod_spec: Mapping[str, Any]) -> tuple[str, int]:
-    """The resource name of a pod's GPUs, and how many; ("", 0) of a pod without."""
-    for container in pod_spec.get("containers") or ():
-        limits = (container.get("resources") or {}).get("limits") or {}
-        for name, amount in limits.items():
-            if "/" in name and ("gpu" in name or "/mig-" in name):
-                return name, int(parse_quantity(amount))
-    return "", 0
-
-
-def may_take(node: Mapping[str, Any], pod_spec: Mapping[str, Any]) -> bool:
-    """Whether the node takes new pods, and this one by its selector and tolerations."""
-    spec, labels = node.get("spec") or {}, node["metadata"].get("labels") or {}
-    if spec.get("unschedulable"):
-        return False
-    selector = pod_spec.get("nodeSelector") or {}
-    if any(labels.get(key) != value for key, value in selector.items()):
-        return False
-    tolerations = pod_spec.get("tolerations") or ()
-    return all(
-        any(_tolerates(each, taint) for each in tolerations)
-        for taint in spec.get("taints") or ()
-        if taint.get("effect") in ("NoSchedule", "NoExecute")
-    )
-
-
-def _tolerates(toleration: Mapping[str, Any], taint: Mapping[str, Any]) -> bool:
-    if toleration.get("effect") not in (None, "", taint.get("effect")):
-        return False
-    if not toleration.get("key"):
-        return toleration.get("operator") == "Exists"
-    if toleration["key"] != taint.get("key"):
-        return False
-    return toleration.get("operator") == "Exists" or (
-        (toleration.get("value") or "") == (taint.get("value") or "")
-    )
-
-
-def held_by(pods: Iterable[Mapping[str, Any]], resource: str) -> int:
-    """GPUs that pods hold which have not ended."""
-    total = 0
-    for pod in pods:
-        if (pod.get("status") or {}).get("phase") in ("Succeeded", "Failed"):
-            continue
-        spec = pod["spec"]
-        first = [_limit(each, resource) for each in spec.get("initContainers") or ()]
-        then = sum(_limit(each, resource) for each in spec.get("containers") or ())
-        total += max([then, *first])
-    return total
-
-
-def _limit(container: Mapping[str, Any], resource: str) -> int:
-    limits = (container.get("resources") or {}).get("limits") or {}
-    return int(parse_quantity(limits[resource])) if resource in limits else 0
-
-
-def _allocatable(node: Mapping[str, Any], resource: str) -> int:
-    found = ((node.get("status") or {}).get("allocatable") or {}).get(resource)
-    return 0 if found is None else int(parse_quantity(found))
-
-
-def pod_name(pod: Mapping[str, Any]) -> str:
-    """Among those of all namespaces."""
-    return f"{pod['metadata']['namespace']}/{pod['metadata']['name']}"

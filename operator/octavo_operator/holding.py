@@ -27,7 +27,7 @@ def keep_verdict(fit: Condition, previous: Mapping[str, Any], generation: int) -
     settings are impossible: they have not become possible.
     """
     for each in previous.get("conditions") or ():
-        if each["type"] != FITS_ACCELERATOR or each["observedGeneration"] != generation:
+        if each["type"] != FITS_ACCELERATOR or each.get("observedGeneration") != generation:
             continue
         impossible = each["reason"] == INVALID_TENSOR_PARALLEL_SIZE
         if fit.reason == BEING_READ or (fit.status == "Unknown" and impossible):

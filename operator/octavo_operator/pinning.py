@@ -30,6 +30,7 @@ _OF_THE_PODS = frozenset(
         names.WAITING_ANNOTATION,
         names.CHANGE_CAUSE_ANNOTATION,
         names.LAST_GOOD_ANNOTATION,
+        names.SERVED_ANNOTATION,
         names.FAILED_ANNOTATION,
         names.PLAN_ANNOTATION,
     }

@@ -51,7 +51,11 @@ class PodLoads:
         """Until cancelled."""
         while True:
             await asyncio.sleep(EVERY_SECONDS)
-            await asyncio.gather(*(self._look(key) for key in list(self._pods)))
+            keys = list(self._pods)
+            found = await asyncio.gather(*map(self._look, keys), return_exceptions=True)
+            for key, error in zip(keys, found, strict=True):
+                if isinstance(error, Exception):  # a defect: the others' loads matter all the same
+                    log.error("%s/%s: its load: %s", *key, error, exc_info=error)
 
     async def ask(self, pods: list[dict[str, Any]]) -> dict[str, PodLoad]:
         """Now, by the pods' names; those that do not answer are missing."""

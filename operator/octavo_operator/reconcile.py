@@ -24,7 +24,7 @@ from octavo_operator.conditions import (
 from octavo_operator.deletion_cost import shrinks, write_costs
 from octavo_operator.events import post_event
 from octavo_operator.foreign import describe_foreign_change
-from octavo_operator.gpu_room import Room, pod_name
+from octavo_operator.gpu_room import Room
 from octavo_operator.holding import keep_verdict
 from octavo_operator.kube import Kube, KubeError, KubeUnreachable
 from octavo_operator.observe import (
@@ -36,6 +36,7 @@ from octavo_operator.observe import (
 )
 from octavo_operator.pinning import pinned_image
 from octavo_operator.pod_loads import PodLoads
+from octavo_operator.pod_requests import pod_name
 from octavo_operator.render import SOMETIMES, render
 from octavo_operator.replicas import read_replicas, seed_replicas, wanted_before
 from octavo_operator.spec import InferenceService, InvalidSpec, parse

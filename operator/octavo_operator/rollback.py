@@ -39,18 +39,18 @@ _CARRIED = {
 
 
 def remember(
-    live: Mapping[str, Any], manifest: dict[str, Any], previous: Mapping[str, Any]
+    live: Mapping[str, Any], manifest: dict[str, Any], facts: Facts, previous: Mapping[str, Any]
 ) -> dict[str, Any]:
     """`manifest`, the Deployment to apply, with what to go back to should its pods fail.
 
-    `previous` is the status: it says whether the live revision has worked.
+    `facts` are of the live Deployment, `previous` is the status.
     """
     before = _annotations(live)
-    here, next_one = before.get(names.REVISION_ANNOTATION), _revision(manifest)
-    proven = _is_proven(live, previous)
-    if proven and here == next_one:
-        return manifest
-    if proven:
+    here = before.get(names.REVISION_ANNOTATION)
+    served = _has_served(live, facts, previous)
+    if served and here == _revision(manifest):
+        return _with(manifest, {names.SERVED_ANNOTATION: here})
+    if served:
         good = {key: before.get(name, "") for key, name in _CARRIED.items()}
     else:
         good = read(live, names.LAST_GOOD_ANNOTATION)
@@ -80,15 +80,12 @@ def decide_rollback(
     here = _annotations(live).get(names.REVISION_ANNOTATION)
     if not is_template_of(good.get("template"), good.get("revision")) or good["revision"] == here:
         return None
-    if _is_proven(live, previous) or any(pod.ready for pod in facts.current):
+    if _has_served(live, facts, previous):
         return None
     serves = any(pod.ready for pod in facts.outdated)
     found = [each for pod in facts.current if (each := _final(pod, now, serves)) is not None]
-    if facts.problem is not None and not facts.ending:
-        # A quota is often only held by pods that are just gone.
-        quota = "exceeded quota" in facts.problem.message
-        if facts.problem.reason == conditions.STALLED or not quota:
-            found.append(facts.problem)
+    if facts.problem is not None and _is_final(facts.problem, facts, serves):
+        found.append(facts.problem)
     if not found:
         return None
     return Problem(
@@ -120,6 +117,7 @@ def roll_back(live: Mapping[str, Any], rendered: dict[str, Any], why: Problem) -
         names.FAILED_ANNOTATION: _dump(failed),
         # Until it serves again: another attempt may come before.
         names.LAST_GOOD_ANNOTATION: _dump(good),
+        names.SERVED_ANNOTATION: str(good["revision"]),
     }
     template = mark(json.loads(good["template"]), good["revision"])
     spec = {**rendered["spec"], "template": template}
@@ -130,19 +128,39 @@ def read(live: Mapping[str, Any] | None, name: str) -> dict[str, Any]:
     """An annotation of ours that holds a JSON object; {} if there is none, or somebody's words."""
     try:
         found = json.loads(_annotations(live).get(name) or "{}")
-    except ValueError:
+    except (ValueError, RecursionError):
         return {}
     return found if isinstance(found, dict) else {}
 
 
-def _is_proven(live: Mapping[str, Any], previous: Mapping[str, Any]) -> bool:
-    """Whether the live revision has served, all of its pods. A suspended service proves nothing."""
+def _has_served(live: Mapping[str, Any], facts: Facts, previous: Mapping[str, Any]) -> bool:
+    """Whether a pod of the live revision is ready, or was.
+
+    One is enough: not all may ever get ready, where an autoscaler wants more than there is room
+    for. The status tells it of Deployments of an operator that wrote no such annotation.
+    """
+    here = _annotations(live).get(names.REVISION_ANNOTATION)
+    if any(pod.ready for pod in facts.current):
+        return True
+    if here is not None and _annotations(live).get(names.SERVED_ANNOTATION) == here:
+        return True
     rollout = previous.get("rollout") or {}
-    return (
-        rollout.get("revision") == _annotations(live).get(names.REVISION_ANNOTATION)
-        and bool(rollout.get("complete"))
-        and previous.get("readyReplicas", 0) > 0
-    )
+    complete = rollout.get("revision") == here and bool(rollout.get("complete"))
+    return complete and previous.get("readyReplicas", 0) > 0
+
+
+def _is_final(problem: Problem, facts: Facts, serves: bool) -> bool:
+    """The whole Deployment's problem, likewise."""
+    if facts.ending:
+        return False  # a quota, or the place, is only held by pods that are just gone
+    if problem.reason == conditions.STALLED:
+        # Beside pods that serve there is no hurry to get a place.
+        return not serves or not any(_has_no_place(pod) for pod in facts.current)
+    return "exceeded quota" not in problem.message
+
+
+def _has_no_place(pod: PodFacts) -> bool:
+    return pod.problem is not None and pod.problem.reason == conditions.UNSCHEDULABLE
 
 
 def _final(pod: PodFacts, now: str, serves: bool) -> Problem | None:
@@ -150,11 +168,13 @@ def _final(pod: PodFacts, now: str, serves: bool) -> Problem | None:
     problem = pod.problem
     if problem is None:
         return None
-    age = age_seconds(pod.created, now)
     if problem.reason in (conditions.IMAGE_PULL_BACK_OFF, conditions.CONTAINER_CONFIG_ERROR):
-        return problem if age >= STUCK_SECONDS else None
+        # It may have waited for its node for long.
+        since = pod.scheduled or pod.created
+        return problem if age_seconds(since, now) >= STUCK_SECONDS else None
     if problem.reason == conditions.UNSCHEDULABLE:
-        return problem if age >= UNSCHEDULABLE_SECONDS and not serves else None
+        waited = age_seconds(pod.created, now) >= UNSCHEDULABLE_SECONDS
+        return problem if waited and not serves else None
     if problem.type == MODEL_READY or problem.reason == conditions.CRASH_LOOP_BACK_OFF:
         return problem if pod.restarts >= FAILURES - 1 else None
     return None

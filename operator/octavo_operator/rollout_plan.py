@@ -19,17 +19,23 @@ from octavo_operator.rollback import age_seconds, read
 WAIT_SECONDS = 60.0
 """How long a new pod may wait beside its elders for the GPU that was spare when it was made."""
 
+LOOK_AGAIN_SECONDS = 300.0
+"""From one look at the nodes to the next, while a new pod waits all the same: it is a request for
+each node.
+"""
+
 
 @dataclass(frozen=True, slots=True)
 class Plan:
     """Of the rollout to `revision`. `surge`: the new pod starts first; else an old one goes first.
 
-    `why` is a sentence for people.
+    `why` is a sentence for people, `at` when it was decided (RFC 3339).
     """
 
     revision: str
     surge: bool
     why: str
+    at: str = ""
 
 
 def read_plan(live: Mapping[str, Any] | None) -> Plan | None:
@@ -39,7 +45,8 @@ def read_plan(live: Mapping[str, Any] | None) -> Plan | None:
     if found.get("revision") != annotations.get(names.REVISION_ANNOTATION):
         return None
     try:
-        return Plan(str(found["revision"]), bool(found["surge"]), str(found["why"]))
+        return Plan(str(found["revision"]), bool(found["surge"]), str(found["why"]),
+                    str(found.get("at", "")))  # fmt: skip
     except KeyError:
         return None
 
@@ -70,12 +77,19 @@ def decide_plan(
 
 def waits_in_vain(plan: Plan, facts: Facts, now: str) -> bool:
     """Whether the plan is to be made anew: somebody else has got the GPU."""
-    return plan.surge and any(
-        pod.problem is not None
+    if not plan.surge or len(facts.pods) <= facts.wanted:
+        return False  # none waits beside its elders
+    waiting = [
+        pod.created
+        for pod in facts.current
+        if pod.problem is not None
         and pod.problem.reason == conditions.UNSCHEDULABLE
         and age_seconds(pod.created, now) >= WAIT_SECONDS
-        for pod in facts.current
-    )
+    ]
+    if not waiting:
+        return False
+    looked_since = plan.at and age_seconds(min(waiting), plan.at) >= WAIT_SECONDS
+    return not looked_since or age_seconds(plan.at, now) >= LOOK_AGAIN_SECONDS
 
 
 def with_plan(manifest: dict[str, Any], plan: Plan) -> dict[str, Any]:

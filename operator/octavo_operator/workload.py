@@ -5,7 +5,7 @@ but for the look at the GPUs that a rollout begins with.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from octavo_operator.conditions import (
@@ -74,15 +74,17 @@ async def choose_deployment(
         stays = held or (None if tries else _does_not_fit(facts))
         if stays is not None:
             return Choice(_held(service, live, rendered), stays)
-        manifest = remember(live, with_cause(live, wanted, told), previous)
-        return Choice(await _planned(service, manifest, spare))
+        manifest = remember(live, with_cause(live, wanted, told), facts, previous)
+        return Choice(await _planned(service, manifest, spare, now))
     if (why := decide_rollback(live, facts, previous, now)) is not None:
-        return Choice(await _planned(service, roll_back(live, rendered, why), spare), why)
-    manifest = remember(live, with_cause(live, wanted, told), previous)
+        return Choice(await _planned(service, roll_back(live, rendered, why), spare, now), why)
+    manifest = remember(live, with_cause(live, wanted, told), facts, previous)
     plan = read_plan(live)
     if plan is not None and service.wants_gpu:
         again = waits_in_vain(plan, facts, now)
-        manifest = await _planned(service, manifest, spare) if again else with_plan(manifest, plan)
+        manifest = (
+            await _planned(service, manifest, spare, now) if again else with_plan(manifest, plan)
+        )
     return Choice(manifest, None if held is None or held.reason == PROGRESSING else held)
 
 
@@ -117,7 +119,7 @@ def _held(
 
 
 async def _planned(
-    service: InferenceService, manifest: dict[str, Any], spare: Spare | None
+    service: InferenceService, manifest: dict[str, Any], spare: Spare | None, now: str
 ) -> dict[str, Any]:
     replicas = manifest["spec"]["replicas"]
     if spare is None or not service.wants_gpu or not replicas:
@@ -128,4 +130,4 @@ async def _planned(
     claims = service.spec.cache.persistent_volume_claim is not None
     room = Room.UNKNOWN if claims else await spare(template)
     plan = decide_plan(revision, room, gpus=gpus, replicas=replicas, claims_cache=claims)
-    return with_plan(manifest, plan)
+    return with_plan(manifest, replace(plan, at=now))

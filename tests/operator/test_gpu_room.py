@@ -71,6 +71,29 @@ def test_pods_that_wait_for_a_node_will_take_what_is_free() -> None:
     assert look(nodes, template(1), own=("ns/waits",)) is Room.NOW
 
 
+def test_those_that_cannot_come_to_a_node_take_nothing_of_it() -> None:
+    nodes = Nodes(node("a", 2), a=[pod("p", 1)])
+    elsewhere = pod("waits", 1, "Pending")
+    elsewhere["spec"]["nodeSelector"] = {"zone": "b"}
+    nodes.pods[""] = [elsewhere]
+    assert look(nodes, template(1)) is Room.NOW
+
+
+def test_a_gpu_without_cpu_or_memory_beside_it_is_not_spare() -> None:
+    small = node("a", 2)
+    small["status"]["allocatable"] |= {"cpu": "7500m", "memory": "30Gi", "pods": "110"}
+    held, asked = pod("p", 1), template(1)
+    for each in (held["spec"], asked["spec"]):
+        each["containers"][1]["resources"] = {"requests": {"cpu": "4"}, "limits": {"cpu": "8"}}
+    nodes = Nodes(small, a=[held])
+    assert look(nodes, asked) is Room.NONE
+    assert look(nodes, asked, own=("ns/p",)) is Room.AFTER
+    small["status"]["allocatable"]["cpu"] = "8"
+    assert look(nodes, asked) is Room.NOW
+    small["status"]["allocatable"]["pods"] = "1"
+    assert look(nodes, asked, own=("ns/p",)) is Room.AFTER
+
+
 def test_gpus_of_two_nodes_are_not_added_up() -> None:
     nodes = Nodes(node("a", 2), node("b", 2), a=[pod("p", 1)], b=[pod("q", 1)])
     assert look(nodes, template(2)) is Room.NONE

@@ -204,3 +204,13 @@ def test_one_that_is_forgotten_in_a_round_does_not_end_the_rounds(rounds: Any) -
     rounds(loads, 2)
     asyncio.run(loads._look(("ns", "gone")))
     assert cluster.statuses == []
+
+
+def test_a_defect_with_one_service_is_not_the_others(rounds: Any) -> None:
+    cluster = Cluster(a=ANSWER)
+    loads = cluster.loads()
+    loads.watch(manifest(name="broken"), [pod("a")])
+    loads._services[("ns", "broken")] = {}  # type: ignore[assignment]
+    loads.watch(manifest(), [pod("a")])
+    rounds(loads, 2)
+    assert cluster.statuses

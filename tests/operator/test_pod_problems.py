@@ -142,7 +142,13 @@ def test_pods_that_do_not_count() -> None:
 
 def test_refused_pods() -> None:
     condition = {"type": "ReplicaFailure", "status": "True", "message": "exceeded quota"}
-    problem = read_deployment_problem({"status": {"conditions": [condition]}})
+    deployment = {
+        "metadata": {"generation": 2},
+        "status": {"observedGeneration": 2, "conditions": [condition]},
+    }
+    problem = read_deployment_problem(deployment)
     assert problem is not None
     assert (problem.reason, problem.message) == ("PodsRefused", "exceeded quota")
+    deployment["metadata"] = {"generation": 3}  # that was the template of before
+    assert read_deployment_problem(deployment) is None
     assert read_deployment_problem(None) is None

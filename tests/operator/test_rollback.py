@@ -264,3 +264,79 @@ def test_the_way_back_is_known_before_the_pods_of_before_are_ready_again(
     cluster.pass_over()
     assert length(cluster) == "9998"
     fail(cluster)
+
+
+def test_one_that_served_is_never_given_up_though_not_all_of_it_got_ready() -> None:
+    """Where an autoscaler wants more than there is room for, no rollout is ever complete."""
+    cluster = MemoryCluster(replicas=3, engine={"maxModelLen": 512})
+    cluster.pass_over()
+    cluster.has_pods(*[cluster.pod_of(ready=True) for _ in range(3)])
+    cluster.pass_over()
+    cluster.edit(engine={"maxModelLen": 1024})
+    cluster.pass_over()
+    cluster.has_pods(cluster.pod_of(ready=True), cluster.pod_of(**UNSCHEDULABLE))
+    cluster.pass_over()
+    cluster.has_pods(cluster.pod_of(), cluster.pod_of(**UNSCHEDULABLE))  # its probe failed once
+    cluster.now = later(10 * UNSCHEDULABLE_SECONDS)
+    cluster.pass_over()
+    assert length(cluster) == "1024"
+
+
+@pytest.mark.parametrize("between", [{"suspend": True}, {"replicas": 9}])
+def test_what_served_is_gone_back_to_though_it_did_not_when_it_was_edited(
+    between: dict[str, Any],
+) -> None:
+    cluster = MemoryCluster(engine={"maxModelLen": 512}, replicas=2)
+    cluster.pass_over()
+    cluster.has_pods(cluster.pod_of(ready=True), cluster.pod_of())  # never both
+    cluster.pass_over()
+    cluster.has_pods()
+    cluster.edit(**between)
+    cluster.pass_over()
+    cluster.edit(engine={"maxModelLen": 9999}, suspend=False)
+    cluster.pass_over()
+    fail(cluster)
+
+
+def test_a_rollout_that_stands_still_for_want_of_a_place_waits_beside_what_serves(
+    cluster: MemoryCluster,
+) -> None:
+    new = cluster.pod_of(**UNSCHEDULABLE)
+    old = cluster.pod_of(ready=True)
+    old["metadata"]["annotations"] = {names.REVISION_ANNOTATION: "older"}
+    cluster.has_pods(old, new)
+    cluster.deployment["status"] = {
+        "conditions": [{"type": "Progressing", "reason": "ProgressDeadlineExceeded"}]
+    }
+    cluster.pass_over()
+    assert length(cluster) == "9999"
+    cluster.deployment["status"] = {
+        "conditions": [{"type": "Progressing", "reason": "ProgressDeadlineExceeded"}]
+    }
+    cluster.has_pods(old, cluster.pod_of())  # it has a place, and still does not get ready
+    cluster.pass_over()
+    assert length(cluster) == "512"
+
+
+def test_a_pod_that_waited_for_its_node_may_still_wait_for_its_image(
+    cluster: MemoryCluster,
+) -> None:
+    placed = {"type": "PodScheduled", "status": "True", "lastTransitionTime": later(3600)}
+    cluster.has_pods(cluster.pod_of(**waiting("ErrImagePull"), conditions=[placed]))
+    cluster.now = later(3600 + STUCK_SECONDS - 1)
+    cluster.pass_over()
+    assert length(cluster) == "9999"
+    cluster.now = later(3600 + STUCK_SECONDS + 1)
+    cluster.pass_over()
+    assert length(cluster) == "512"
+
+
+def test_an_annotation_too_deep_to_read_is_somebodys_words(cluster: MemoryCluster) -> None:
+    deep = "[" * 100_000
+    annotations = cluster.deployment["metadata"]["annotations"]
+    annotations[names.LAST_GOOD_ANNOTATION] = annotations[names.FAILED_ANNOTATION] = deep
+    annotations[names.TEMPLATE_ANNOTATION] = annotations[names.RENDERED_ANNOTATION] = deep
+    annotations[names.PLAN_ANNOTATION] = deep
+    cluster.has_pods(cluster.pod_of(**crashed(3)))
+    cluster.pass_over()
+    assert length(cluster) == "9999"

@@ -12,7 +12,7 @@ from tests.operator.services import NOW
 from octavo_operator import conditions, names
 from octavo_operator.conditions import FITS_ACCELERATOR, Condition
 from octavo_operator.gpu_room import Room
-from octavo_operator.rollout_plan import WAIT_SECONDS
+from octavo_operator.rollout_plan import LOOK_AGAIN_SECONDS, WAIT_SECONDS
 
 FITS = Condition(FITS_ACCELERATOR, "True", conditions.FITS, "it fits")
 TOO_LARGE = Condition(FITS_ACCELERATOR, "False", conditions.DOES_NOT_FIT, "it is too large")
@@ -149,3 +149,32 @@ def test_a_rollout_that_is_held_keeps_its_plan() -> None:
     cluster.edit(engine={"maxModelLen": 2048})
     assert cluster.pass_over()["WorkloadReady"]["reason"] == "DoesNotFit"
     assert strategy(cluster) == (1, 0)
+
+
+def test_nodes_are_looked_at_now_and_then_while_a_pod_waits_all_the_same() -> None:
+    """A request for each node: a service that waits for days costs little."""
+    cluster = serving()
+    change(cluster, Room.NONE)
+    cluster.has_pods(cluster.pods[0], cluster.pod_of(**UNSCHEDULABLE))
+    made, looks = datetime.fromisoformat(NOW), cluster.looks
+    seen = []
+    for seconds in range(0, 1000, 15):
+        cluster.now = (made + timedelta(seconds=seconds)).isoformat()
+        cluster.pass_over()
+        if cluster.looks > looks + len(seen):
+            seen.append(seconds)
+    assert seen == [WAIT_SECONDS + index * LOOK_AGAIN_SECONDS for index in range(4)]
+    cluster.room = Room.AFTER
+    cluster.now = (made + timedelta(seconds=2000)).isoformat()
+    cluster.pass_over()
+    assert strategy(cluster) == (0, 1)
+
+
+def test_a_replica_without_a_place_is_no_rollout() -> None:
+    cluster = serving(replicas=2)
+    change(cluster, Room.NOW)
+    cluster.has_pods(cluster.pod_of(ready=True), cluster.pod_of(**UNSCHEDULABLE))
+    looks = cluster.looks
+    cluster.now = (datetime.fromisoformat(NOW) + timedelta(days=1)).isoformat()
+    cluster.pass_over()
+    assert cluster.looks == looks

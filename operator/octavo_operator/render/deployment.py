@@ -100,7 +100,7 @@ def is_template_of(text: object, revision: object) -> bool:
     """Whether the text is the template of that revision, and not what somebody made of it."""
     try:
         return isinstance(text, str) and hash_template(json.loads(text)) == revision
-    except ValueError:
+    except (ValueError, RecursionError):
         return False
 
 

@@ -59,7 +59,7 @@ def explain_change(before: str | None, after: str) -> str:
     """
     try:
         kept = json.loads(before or "")
-    except ValueError:
+    except (ValueError, RecursionError):
         return OPERATOR_CHANGED
     if not isinstance(kept, dict):
         return OPERATOR_CHANGED
