@@ -6,7 +6,7 @@ import hashlib
 import json
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -36,15 +36,15 @@ class Hub:
 
 
 @contextmanager
-def running_hub() -> Iterator[Hub]:
+def running_hub(host: str = "127.0.0.1") -> Iterator[Hub]:
     hub = Hub()
 
     class Handler(_Handler):
         shared = hub
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server = ThreadingHTTPServer((host, 0), Handler)
     server.daemon_threads = True
-    hub.url = f"http://127.0.0.1:{server.server_address[1]}"
+    hub.url = f"http://{host}:{server.server_address[1]}"
     thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
     thread.start()
     try:
@@ -133,7 +133,8 @@ class _Handler(BaseHTTPRequestHandler):
             self.wfile.write(content[start:hold])
             self.wfile.flush()
             self.shared.go_on.wait(60)
-            self.wfile.write(content[max(start, hold) :])
+            with suppress(OSError):  # the client has given up waiting
+                self.wfile.write(content[max(start, hold) :])
             return None
         return self._send(206 if start else 200, content[start:], headers)
 
