@@ -27,6 +27,7 @@ from octavo_operator.fit import Unread, decide_fit
 from octavo_operator.gpu_room import GpuRoom
 from octavo_operator.health import Health
 from octavo_operator.hub import NOT_ON_THE_HUB, HubConfigs
+from octavo_operator.installation import Installation
 from octavo_operator.kube import Kube, KubeError, KubeUnreachable, NoCluster, load_configuration
 from octavo_operator.lease import LeadershipLost, Lease, lead, until
 from octavo_operator.listening import listening
@@ -45,6 +46,9 @@ WORKERS = 8
 
 KOPF_SECONDS = 2.0
 """How long Kopf may take to end its watches: they write nothing."""
+
+BUDGETS = ("policy", "v1", "poddisruptionbudgets")
+POLICIES = ("networking.k8s.io", "v1", "networkpolicies")
 
 LEADING, STANDING_BY = "leading", "standing by"
 
@@ -65,7 +69,8 @@ def configure(settings: kopf.OperatorSettings) -> None:
     for resource in ("pods", "services"):
         settings.watching.label_selectors["", "v1", resource] = names.SERVICE_LABEL
     settings.watching.label_selectors["apps", "v1", "deployments"] = names.SERVICE_LABEL
-    settings.watching.label_selectors["policy", "v1", "poddisruptionbudgets"] = names.SERVICE_LABEL
+    for child in (BUDGETS, POLICIES):
+        settings.watching.label_selectors[child] = names.SERVICE_LABEL
 
 
 def register(
@@ -97,8 +102,8 @@ def register(
     watched = {names.SERVICE_LABEL: kopf.PRESENT}
     kopf.on.event("apps", "v1", "deployments", labels=watched, registry=registry)(child_changed)
     kopf.on.event("", "v1", "services", labels=watched, registry=registry)(child_changed)
-    budgets = ("policy", "v1", "poddisruptionbudgets")
-    kopf.on.event(*budgets, labels=watched, registry=registry)(child_changed)
+    for child in (BUDGETS, POLICIES):
+        kopf.on.event(*child, labels=watched, registry=registry)(child_changed)
     kopf.on.event("", "v1", "pods", labels=watched, registry=registry)(child_changed)
 
 
@@ -248,11 +253,14 @@ async def serve(
 
     async def do(key: Key) -> None:
         with metrics.passing(), logging_about(key):
-            look_again_seconds = await reconcile(kube, *key, image=options.image, means=means)
+            look_again_seconds = await reconcile(
+                kube, *key, image=options.image, means=means, installation=installation
+            )
         if look_again_seconds is not None:
             queue.add(key, look_again_seconds)
 
     means = Means(look=look, room=room.look, loads=loads)
+    installation = Installation(namespace=os.environ.get("POD_NAMESPACE", ""))
     tasks = [asyncio.ensure_future(work(queue, do)) for _ in range(WORKERS)]
     tasks.append(asyncio.ensure_future(loads.run()))
     every = options.resync_seconds

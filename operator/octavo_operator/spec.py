@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 from octavo_operator import names, schema
 from octavo_operator.drain import grace_seconds
 from octavo_operator.model_uri import HubModel, ModelUri, parse_uri
+from octavo_operator.peers import peer_problems
 from octavo_operator.quantity import parse_quantity
 
 _TOLD = 10  # wrong fields that one message names
@@ -128,6 +129,11 @@ class Exposure:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class NetworkPolicy:
+    from_: tuple[Mapping[str, Any], ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ApiKeyRef:
     name: str
     key: str = "api-key"
@@ -144,6 +150,7 @@ class Spec:
     cache: Cache = field(default_factory=Cache)
     drain: Drain = field(default_factory=Drain)
     service: Exposure = field(default_factory=Exposure)
+    network_policy: NetworkPolicy | None = None
     api_key_secret_ref: ApiKeyRef | None = None
     pod_template: Mapping[str, Any] = field(default_factory=dict)
 
@@ -211,6 +218,9 @@ def parse(manifest: Mapping[str, Any]) -> InferenceService:
             cache=_build(Cache, spec.get("cache") or {}),
             drain=_build(Drain, spec.get("drain") or {}),
             service=_build(Exposure, spec.get("service") or {}),
+            network_policy=None
+            if spec.get("networkPolicy") is None
+            else _build(NetworkPolicy, spec["networkPolicy"], **{"from": tuple}),
             api_key_secret_ref=_build(ApiKeyRef, spec["apiKeySecretRef"])
             if spec.get("apiKeySecretRef")
             else None,
@@ -368,6 +378,8 @@ def _check_rest(spec: Spec) -> None:
             "spec.cache.size",
             "a claim has its own size: give persistentVolumeClaim or size, not both",
         )
+    for where, problem in peer_problems(spec.network_policy.from_ if spec.network_policy else ()):
+        raise InvalidSpec(f"spec.networkPolicy.from{where}", problem)
     if spec.api_key_secret_ref is not None and any(
         each.get("name") == "OCTAVO_API_KEY" for each in spec.engine.env
     ):

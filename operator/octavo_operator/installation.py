@@ -1,0 +1,12 @@
+"""What one installation of the operator says of all its services, beside their manifests."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Installation:
+    """`namespace` is the operator's own; "" where it runs outside the cluster."""
+
+    namespace: str = ""
