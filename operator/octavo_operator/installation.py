@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+
+from octavo_operator.pod_defaults import PodDefaults
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -10,3 +12,4 @@ class Installation:
     """`namespace` is the operator's own; "" where it runs outside the cluster."""
 
     namespace: str = ""
+    defaults: PodDefaults = field(default_factory=PodDefaults)

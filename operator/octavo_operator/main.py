@@ -14,7 +14,8 @@ import secrets
 import signal
 import socket
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import click
@@ -33,10 +34,13 @@ from octavo_operator.lease import LeadershipLost, Lease, lead, until
 from octavo_operator.listening import listening
 from octavo_operator.logs import configure_logs, logging_about
 from octavo_operator.metrics import Metrics
+from octavo_operator.pod_defaults import PodDefaults, UnreadableDefaults, read_pod_defaults
 from octavo_operator.pod_http import PodHttp
 from octavo_operator.pod_loads import PodLoads
 from octavo_operator.queue import BATCH_SECONDS, Key, Queue, work
 from octavo_operator.reconcile import Means, reconcile
+from octavo_operator.render.defaults import render_defaults
+from octavo_operator.render.merge import merge
 from octavo_operator.spec import InferenceService
 from octavo_operator.startup import check_port, check_served
 from octavo_server.model_config import ModelConfig
@@ -174,6 +178,7 @@ class Options:
     resync_seconds: float
     lease_namespace: str
     lease_name: str
+    defaults: PodDefaults = field(default_factory=PodDefaults)
     check: bool = False
 
 
@@ -238,6 +243,9 @@ async def serve(
     register(registry, queue, metrics, loads)
     kopf.on.login(registry=registry)(login)
 
+    installation = Installation(
+        namespace=os.environ.get("POD_NAMESPACE", ""), defaults=options.defaults
+    )
     configs, accelerators, room = HubConfigs(queue.add), Accelerators(kube), GpuRoom(kube)
 
     async def look(service: InferenceService) -> Condition:
@@ -248,7 +256,8 @@ async def serve(
         # An address of the manifest's is not the operator's to ask: it may be anything in reach.
         if asked.endpoint is None:
             model = configs.get(asked.source, (service.namespace, service.name))
-        pod_spec = service.spec.pod_template.get("spec") or {}
+        defaults = render_defaults(options.defaults, service)["spec"]
+        pod_spec = merge(defaults, service.spec.pod_template.get("spec") or {})
         return decide_fit(service, model, await accelerators.mebibytes(pod_spec))
 
     async def do(key: Key) -> None:
@@ -260,7 +269,6 @@ async def serve(
             queue.add(key, look_again_seconds)
 
     means = Means(look=look, room=room.look, loads=loads)
-    installation = Installation(namespace=os.environ.get("POD_NAMESPACE", ""))
     tasks = [asyncio.ensure_future(work(queue, do)) for _ in range(WORKERS)]
     tasks.append(asyncio.ensure_future(loads.run()))
     every = options.resync_seconds
@@ -314,6 +322,12 @@ def identity() -> str:
     help="The server's image where a manifest names none.",
 )
 @click.option(
+    "--pod-defaults",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="What all pods of services get where their manifest says nothing else, as YAML.",
+)
+@click.option(
     "--liveness-port",
     default=8080,
     show_default=True,
@@ -356,7 +370,11 @@ def identity() -> str:
     "--check", is_flag=True, help="Say whether the cluster has what the operator needs, and end."
 )
 @click.option("--verbose", is_flag=True, help="Log what Kopf does, too.")
-def command(log_format: str, verbose: bool, **options: Any) -> None:
+def command(log_format: str, verbose: bool, pod_defaults: Path | None, **options: Any) -> None:
     """Run the operator against the cluster of $KUBECONFIG, or of the pod it runs in."""
     configure_logs(as_json=log_format == "json", verbose=verbose)
-    asyncio.run(run(Options(**options)))
+    try:
+        defaults = PodDefaults() if pod_defaults is None else read_pod_defaults(pod_defaults)
+    except UnreadableDefaults as error:
+        raise click.ClickException(f"--pod-defaults: {error}") from None
+    asyncio.run(run(Options(defaults=defaults, **options)))

@@ -163,6 +163,7 @@ class InferenceService:
     generation: int
     spec: Spec
     upgrade: str = ""  # the annotation of that name
+    labels: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def wants_gpu(self) -> bool:
@@ -189,6 +190,8 @@ def parse(manifest: Mapping[str, Any]) -> InferenceService:
         more = [f"{where}: {what}" for where, what in found[1:]]
         raise InvalidSpec(path, "; ".join([problem, *more]))
     metadata = manifest["metadata"]
+    if not isinstance(metadata.get("labels") or {}, Mapping):
+        raise InvalidSpec("metadata.labels", "must be of type object")
     for key in ("name", "namespace", "uid"):
         if not isinstance(metadata.get(key, ""), str):
             raise InvalidSpec(f"metadata.{key}", "must be of type string")
@@ -205,6 +208,7 @@ def parse(manifest: Mapping[str, Any]) -> InferenceService:
         namespace=metadata.get("namespace") or "default",
         uid=metadata.get("uid", ""),
         generation=metadata.get("generation", 0),
+        labels={key: str(each) for key, each in (metadata.get("labels") or {}).items()},
         upgrade=str((metadata.get("annotations") or {}).get(names.UPGRADE_ANNOTATION, "")),
         spec=Spec(
             model=_build(Model, spec["model"], names=tuple, secretRef=_secret_ref),

@@ -45,10 +45,11 @@ def render(
     """The objects in the order in which they are applied.
 
     `image` is the server's image where the manifest names none; `replicas` the live number, which
-    stays where the manifest has none (None: the Deployment does not exist yet).
+    stays where the manifest has none (None: the Deployment does not exist yet); `installation` what
+    holds for all services.
     """
     objects = [
-        render_deployment(service, image=image, replicas=replicas),
+        render_deployment(service, image=image, replicas=replicas, installation=installation),
         render_service(service),
         render_disruption_budget(service),
     ]
