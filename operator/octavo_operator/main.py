@@ -42,7 +42,7 @@ from octavo_operator.reconcile import Means, reconcile
 from octavo_operator.render.defaults import render_defaults
 from octavo_operator.render.merge import merge
 from octavo_operator.spec import InferenceService
-from octavo_operator.startup import check_port, check_served
+from octavo_operator.startup import check_port, check_served, checked_gpu_resource
 from octavo_server.model_config import ModelConfig
 
 WORKERS = 8
@@ -178,6 +178,7 @@ class Options:
     resync_seconds: float
     lease_namespace: str
     lease_name: str
+    gpu_resource: str = names.GPU_RESOURCE
     defaults: PodDefaults = field(default_factory=PodDefaults)
     check: bool = False
 
@@ -244,9 +245,12 @@ async def serve(
     kopf.on.login(registry=registry)(login)
 
     installation = Installation(
-        namespace=os.environ.get("POD_NAMESPACE", ""), defaults=options.defaults
+        namespace=os.environ.get("POD_NAMESPACE", ""),
+        gpu_resource=options.gpu_resource,
+        defaults=options.defaults,
     )
-    configs, accelerators, room = HubConfigs(queue.add), Accelerators(kube), GpuRoom(kube)
+    configs, room = HubConfigs(queue.add), GpuRoom(kube)
+    accelerators = Accelerators(kube, gpu_resource=options.gpu_resource)
 
     async def look(service: InferenceService) -> Condition:
         if not service.wants_gpu:
@@ -320,6 +324,13 @@ def identity() -> str:
     show_default=True,
     envvar="OCTAVO_IMAGE",
     help="The server's image where a manifest names none.",
+)
+@click.option(
+    "--gpu-resource",
+    default=names.GPU_RESOURCE,
+    show_default=True,
+    callback=checked_gpu_resource,
+    help="What nodes call a GPU: another vendor's, or a MIG profile's.",
 )
 @click.option(
     "--pod-defaults",

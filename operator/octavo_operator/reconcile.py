@@ -98,7 +98,7 @@ async def reconcile(
     previous = live.get("status") or {}
     generation = live["metadata"]["generation"]
     try:
-        service = parse(live)
+        service = parse(live, gpu_resource=installation.gpu_resource)
         status, impatient = await _reconcile_valid(
             kube, live, service, image, means, installation, now
         )

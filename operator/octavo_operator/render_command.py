@@ -14,6 +14,7 @@ from octavo_operator.manifests import UnreadableManifest, read_services
 from octavo_operator.pod_defaults import PodDefaults, UnreadableDefaults, read_pod_defaults
 from octavo_operator.render import render
 from octavo_operator.spec import InvalidSpec
+from octavo_operator.startup import checked_gpu_resource
 
 
 @click.command("render")
@@ -39,13 +40,22 @@ from octavo_operator.spec import InvalidSpec
     metavar="FILE",
     help="The operator's file of pod defaults.",
 )
-def command(files: tuple[str, ...], image: str, pod_defaults: Path | None) -> None:
+@click.option(
+    "--gpu-resource",
+    default=names.GPU_RESOURCE,
+    show_default=True,
+    callback=checked_gpu_resource,
+    help="What the operator's nodes call a GPU.",
+)
+def command(
+    files: tuple[str, ...], image: str, pod_defaults: Path | None, gpu_resource: str
+) -> None:
     """Print the objects that the InferenceServices in FILE become.
 
     Nothing is sent anywhere. A wrong field is reported with its path, as the API server would.
     """
     try:
-        services = read_services(files)
+        services = read_services(files, gpu_resource)
         defaults = PodDefaults() if pod_defaults is None else read_pod_defaults(pod_defaults)
     except (UnreadableManifest, UnreadableDefaults) as error:
         raise click.ClickException(str(error)) from None

@@ -103,9 +103,7 @@ class Resources:
     def gpu_names(self) -> tuple[str, ...]:
         """The resources here that are some vendor's GPU, or a slice of one."""
         return tuple(
-            name
-            for name in dict.fromkeys((*self.limits, *self.requests))
-            if "/" in name and ("gpu" in name or "/mig-" in name)
+            name for name in dict.fromkeys((*self.limits, *self.requests)) if names.is_gpu(name)
         )
 
 
@@ -164,13 +162,19 @@ class InferenceService:
     spec: Spec
     upgrade: str = ""  # the annotation of that name
     labels: Mapping[str, str] = field(default_factory=dict)
+    gpu_resource: str = names.GPU_RESOURCE  # the installation's
 
     @property
     def wants_gpu(self) -> bool:
         """False for device cpu, and for device auto with an explicit count of 0 GPUs."""
         if self.spec.engine.device == "auto":
-            return self.spec.resources.count(names.GPU_RESOURCE) != 0
+            return all(self.spec.resources.count(each) != 0 for each in self.counted)
         return self.spec.engine.device == "cuda"
+
+    @property
+    def counted(self) -> tuple[str, ...]:
+        """The resources that are GPUs of an installation; the second in manifests for all."""
+        return tuple(dict.fromkeys((self.gpu_resource, names.GPU_RESOURCE)))
 
     @property
     def first_replicas(self) -> int:
@@ -180,7 +184,9 @@ class InferenceService:
         return 1 if self.spec.autoscaling is None else max(1, self.spec.autoscaling.min_replicas)
 
 
-def parse(manifest: Mapping[str, Any]) -> InferenceService:
+def parse(
+    manifest: Mapping[str, Any], *, gpu_resource: str = names.GPU_RESOURCE
+) -> InferenceService:
     """The InferenceService of a manifest, complete or as a user wrote it; or InvalidSpec."""
     if (manifest.get("apiVersion"), manifest.get("kind")) != (names.API_VERSION, names.KIND):
         raise InvalidSpec("kind", f"is not an {names.KIND} of {names.API_VERSION}")
@@ -208,6 +214,7 @@ def parse(manifest: Mapping[str, Any]) -> InferenceService:
         namespace=metadata.get("namespace") or "default",
         uid=metadata.get("uid", ""),
         generation=metadata.get("generation", 0),
+        gpu_resource=gpu_resource,
         labels={key: str(each) for key, each in (metadata.get("labels") or {}).items()},
         upgrade=str((metadata.get("annotations") or {}).get(names.UPGRADE_ANNOTATION, "")),
         spec=Spec(
@@ -233,7 +240,8 @@ def parse(manifest: Mapping[str, Any]) -> InferenceService:
     )
     _check_model(service.spec.model)
     _check_engine(service.spec.engine)
-    _check_gpus(service.spec)
+    for each in service.counted:
+        _check_gpus(service.spec, each)
     _check_rest(service.spec)
     return service
 
@@ -343,7 +351,7 @@ def _check_engine(engine: Engine) -> None:
             )
 
 
-def _check_gpus(spec: Spec) -> None:
+def _check_gpus(spec: Spec, gpu_resource: str) -> None:
     resources = spec.resources
     for name in resources.gpu_names:
         limit, request = resources.limits.get(name), resources.requests.get(name)
@@ -357,18 +365,18 @@ def _check_gpus(spec: Spec) -> None:
             raise InvalidSpec(
                 "spec.resources.limits", f"GPUs come whole: {name} must be a number such as 1"
             )
-    count, size = resources.count(names.GPU_RESOURCE), spec.engine.tensor_parallel_size
+    count, size = resources.count(gpu_resource), spec.engine.tensor_parallel_size
     if count is None or spec.engine.device == "cpu":
         return
     if count == 0 and spec.engine.device == "cuda":
         raise InvalidSpec(
             "spec.resources.limits",
-            f"engine.device is cuda, but {names.GPU_RESOURCE} is 0; change one of them",
+            f"engine.device is cuda, but {gpu_resource} is 0; change one of them",
         )
     if 0 < count < size:
         raise InvalidSpec(
             "spec.resources.limits",
-            f"{names.GPU_RESOURCE} is {count}, but engine.tensorParallelSize needs {size}; leave "
+            f"{gpu_resource} is {count}, but engine.tensorParallelSize needs {size}; leave "
             "it out or raise it",
         )
 

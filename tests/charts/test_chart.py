@@ -96,6 +96,7 @@ def test_cluster_wide_install_has_the_tested_rules() -> None:
     assert pod["serviceAccountName"] == kinds["ServiceAccount"][0]["metadata"]["name"]
     assert pod["containers"][0]["args"] == [
         "--image=octavo-server:0.1.0",
+        "--gpu-resource=nvidia.com/gpu",
         "--resync-seconds=300",
         "--liveness-port=8080",
         "--metrics-port=9090",

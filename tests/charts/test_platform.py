@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from click.testing import CliRunner
 from tests.charts.test_chart import CHART, helm, template
+from tests.operator.services import MANIFESTS
 
 from octavo_operator.main import command
 from octavo_operator.pod_defaults import PodDefaults, read_pod_defaults
+from octavo_operator.render_command import command as render
 
 DEFAULTS: dict[str, Any] = {
     "labels": {"cost-centre": "7"},
@@ -90,6 +94,34 @@ def test_volumes_of_both_are_there(tmp_path: Path) -> None:
     assert {each["name"] for each in pod["volumes"]} == {"x", "pod-defaults"}
     mounts = pod["containers"][0]["volumeMounts"]
     assert {each["name"] for each in mounts} == {"x", "pod-defaults"}
+
+
+@pytest.mark.parametrize("mode", MODES, ids=["everywhere", "namespaced"])
+def test_another_gpu(mode: list[str]) -> None:
+    arguments = pod_of(template("--set", "gpuResource=amd.com/gpu", *mode))["spec"]["containers"][0]
+    assert "--gpu-resource=amd.com/gpu" in arguments["args"]
+
+
+@pytest.mark.parametrize(
+    ("name", "good"),
+    [
+        ("nvidia.com/gpu", True),
+        ("amd.com/gpu", True),
+        ("nvidia.com/mig-1g.10gb", True),
+        ("gpu.intel.com/i915", True),
+        ("cpu", False),
+        ("example.com/tpu", False),
+        ("gpu", False),
+        ("nvidia.com/gpu x", False),
+    ],
+)
+def test_chart_and_operator_know_the_same_gpus(name: str, good: bool) -> None:
+    schema = yaml.safe_load((CHART / "values.schema.json").read_text(encoding="utf-8"))
+    pattern = schema["properties"]["gpuResource"]["pattern"]
+    assert bool(re.search(pattern, name)) == good
+    done = CliRunner().invoke(render, ["-f", str(MANIFESTS[0]), f"--gpu-resource={name}"])
+    assert (done.exit_code == 0) == good, done.output
+    assert good or "is no GPU: write a resource such as" in done.output
 
 
 @pytest.mark.parametrize(

@@ -187,8 +187,11 @@ def render_pod_template(
         }
     ]
     if service.wants_gpu:
+        # Nodes with slices have the taint of the whole.
+        slice_of = [names.GPU_RESOURCE] if service.gpu_resource.startswith("nvidia.com/") else []
         pod["tolerations"] = [
-            {"key": names.GPU_RESOURCE, "operator": "Exists", "effect": "NoSchedule"}
+            {"key": key, "operator": "Exists", "effect": "NoSchedule"}
+            for key in dict.fromkeys([service.gpu_resource, *slice_of])
         ]
     template = merge({"metadata": {}, "spec": pod}, render_defaults(defaults, service))
     template = merge(template, service.spec.pod_template)
@@ -241,14 +244,14 @@ def render_resources(service: InferenceService) -> dict[str, Any]:
     resources = service.spec.resources
     limits = dict(resources.limits)
     if service.wants_gpu and not resources.gpu_names:
-        limits[names.GPU_RESOURCE] = service.spec.engine.tensor_parallel_size
+        limits[service.gpu_resource] = service.spec.engine.tensor_parallel_size
     # A count of 0 only says "no GPU".
     limits = {
         name: amount
         for name, amount in limits.items()
-        if not (name == names.GPU_RESOURCE and resources.count(name) == 0)
+        if not (name in service.counted and resources.count(name) == 0)
     }
     requests = {
-        name: amount for name, amount in resources.requests.items() if name != names.GPU_RESOURCE
+        name: amount for name, amount in resources.requests.items() if name not in service.counted
     }
     return {key: value for key, value in (("limits", limits), ("requests", requests)) if value}
