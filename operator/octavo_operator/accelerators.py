@@ -8,10 +8,10 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from octavo_operator import names
 from octavo_operator.kube import Kube, KubeError, KubeUnreachable
 
-MEMORY_LABEL = "nvidia.com/gpu.memory"
-"""MiB of one GPU."""
+MEMORY_LABEL = names.memory_label(names.GPU_RESOURCE)
 
 KEPT_SECONDS = 60.0
 
@@ -22,8 +22,13 @@ log = logging.getLogger(__name__)
 class Accelerators:
     """Nodes as last listed, at most a minute ago."""
 
-    def __init__(self, kube: Kube, clock: Callable[[], float] = time.monotonic) -> None:
-        self._kube, self._clock = kube, clock
+    def __init__(
+        self,
+        kube: Kube,
+        clock: Callable[[], float] = time.monotonic,
+        gpu_resource: str = names.GPU_RESOURCE,
+    ) -> None:
+        self._kube, self._clock, self._label = kube, clock, names.memory_label(gpu_resource)
         self._labels: list[Mapping[str, str]] = []
         self._until = 0.0
         self._told = False
@@ -41,11 +46,13 @@ class Accelerators:
         selector = pod_spec.get("nodeSelector") or {}
         if not isinstance(selector, Mapping):
             return ()  # the API server's to refuse, with the path
-        return found_in(labels for labels in self._labels if selector.items() <= labels.items())
+        return found_in(
+            (labels for labels in self._labels if selector.items() <= labels.items()), self._label
+        )
 
     async def _list(self) -> list[Mapping[str, str]]:
         try:
-            nodes = await self._kube.list("v1", "Node", None, MEMORY_LABEL)
+            nodes = await self._kube.list("v1", "Node", None, self._label)
         except KubeError as error:
             if error.code == 403:  # a namespaced install
                 if not self._told:
@@ -60,7 +67,7 @@ class Accelerators:
         return [node["metadata"]["labels"] for node in nodes]
 
 
-def found_in(nodes: Any) -> tuple[int, ...]:
+def found_in(nodes: Any, label: str = MEMORY_LABEL) -> tuple[int, ...]:
     """Those amounts of the nodes' labels that are numbers, smallest first."""
-    amounts = {labels.get(MEMORY_LABEL, "") for labels in nodes}
+    amounts = {labels.get(label, "") for labels in nodes}
     return tuple(sorted(int(each) for each in amounts if each.isdecimal() and int(each) > 0))

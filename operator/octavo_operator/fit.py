@@ -61,7 +61,7 @@ def decide_fit(
             f"spec.engine.tensorParallelSize {size} does not divide the model's "
             f"{model.num_heads} heads; these work: {sizes}",
         )
-    others = [name for name in service.spec.resources.gpu_names if name != names.GPU_RESOURCE]
+    others = [name for name in service.spec.resources.gpu_names if name != service.gpu_resource]
     if others:
         return _condition(
             "Unknown",
@@ -72,8 +72,9 @@ def decide_fit(
         return _condition(
             "Unknown",
             conditions.NO_GPU_MEMORY_LABELS,
-            "no node that the pods may come to has the label nvidia.com/gpu.memory (GPU feature "
-            "discovery sets it), or the operator may not list nodes",
+            "no node that the pods may come to has the label "
+            f"{names.memory_label(service.gpu_resource)} (GPU feature discovery sets it), or the "
+            "operator may not list nodes",
         )
     *smaller, largest = (
         (mebibytes, _on(service, model, mebibytes * _MIB)) for mebibytes in gpu_mebibytes

@@ -30,6 +30,7 @@ _PLURALS = {
     ("v1", "Node"): "nodes",
     ("v1", "Pod"): "pods",
     ("v1", "Service"): "services",
+    ("networking.k8s.io/v1", "NetworkPolicy"): "networkpolicies",
     ("policy/v1", "PodDisruptionBudget"): "poddisruptionbudgets",
     ("apps/v1", "Deployment"): "deployments",
     ("coordination.k8s.io/v1", "Lease"): "leases",

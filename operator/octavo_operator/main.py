@@ -14,7 +14,8 @@ import secrets
 import signal
 import socket
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import click
@@ -27,17 +28,21 @@ from octavo_operator.fit import Unread, decide_fit, read_stated
 from octavo_operator.gpu_room import GpuRoom
 from octavo_operator.health import Health
 from octavo_operator.hub import NOT_ON_THE_HUB, HubConfigs
+from octavo_operator.installation import Installation
 from octavo_operator.kube import Kube, KubeError, KubeUnreachable, NoCluster, load_configuration
 from octavo_operator.lease import LeadershipLost, Lease, lead, until
 from octavo_operator.listening import listening
 from octavo_operator.logs import configure_logs, logging_about
 from octavo_operator.metrics import Metrics
+from octavo_operator.pod_defaults import PodDefaults, UnreadableDefaults, read_pod_defaults
 from octavo_operator.pod_http import PodHttp
 from octavo_operator.pod_loads import PodLoads
 from octavo_operator.queue import BATCH_SECONDS, Key, Queue, work
 from octavo_operator.reconcile import Means, reconcile
+from octavo_operator.render.defaults import render_defaults
+from octavo_operator.render.merge import merge
 from octavo_operator.spec import InferenceService
-from octavo_operator.startup import check_port, check_served
+from octavo_operator.startup import check_port, check_served, checked_gpu_resource
 from octavo_server.model_config import ModelConfig
 
 WORKERS = 8
@@ -45,6 +50,9 @@ WORKERS = 8
 
 KOPF_SECONDS = 2.0
 """How long Kopf may take to end its watches: they write nothing."""
+
+BUDGETS = ("policy", "v1", "poddisruptionbudgets")
+POLICIES = ("networking.k8s.io", "v1", "networkpolicies")
 
 LEADING, STANDING_BY = "leading", "standing by"
 
@@ -65,7 +73,8 @@ def configure(settings: kopf.OperatorSettings) -> None:
     for resource in ("pods", "services"):
         settings.watching.label_selectors["", "v1", resource] = names.SERVICE_LABEL
     settings.watching.label_selectors["apps", "v1", "deployments"] = names.SERVICE_LABEL
-    settings.watching.label_selectors["policy", "v1", "poddisruptionbudgets"] = names.SERVICE_LABEL
+    for child in (BUDGETS, POLICIES):
+        settings.watching.label_selectors[child] = names.SERVICE_LABEL
 
 
 def register(
@@ -97,8 +106,8 @@ def register(
     watched = {names.SERVICE_LABEL: kopf.PRESENT}
     kopf.on.event("apps", "v1", "deployments", labels=watched, registry=registry)(child_changed)
     kopf.on.event("", "v1", "services", labels=watched, registry=registry)(child_changed)
-    budgets = ("policy", "v1", "poddisruptionbudgets")
-    kopf.on.event(*budgets, labels=watched, registry=registry)(child_changed)
+    for child in (BUDGETS, POLICIES):
+        kopf.on.event(*child, labels=watched, registry=registry)(child_changed)
     kopf.on.event("", "v1", "pods", labels=watched, registry=registry)(child_changed)
 
 
@@ -169,6 +178,8 @@ class Options:
     resync_seconds: float
     lease_namespace: str
     lease_name: str
+    gpu_resource: str = names.GPU_RESOURCE
+    defaults: PodDefaults = field(default_factory=PodDefaults)
     check: bool = False
 
 
@@ -233,7 +244,13 @@ async def serve(
     register(registry, queue, metrics, loads)
     kopf.on.login(registry=registry)(login)
 
-    configs, accelerators, room = HubConfigs(queue.add), Accelerators(kube), GpuRoom(kube)
+    installation = Installation(
+        namespace=os.environ.get("POD_NAMESPACE", ""),
+        gpu_resource=options.gpu_resource,
+        defaults=options.defaults,
+    )
+    configs, room = HubConfigs(queue.add), GpuRoom(kube)
+    accelerators = Accelerators(kube, gpu_resource=options.gpu_resource)
 
     async def look(service: InferenceService) -> Condition:
         if not service.wants_gpu:
@@ -245,12 +262,15 @@ async def serve(
         # An address of the manifest's is not the operator's to ask: it may be anything in reach.
         elif asked.endpoint is None:
             model = configs.get(asked.source, (service.namespace, service.name))
-        pod_spec = service.spec.pod_template.get("spec") or {}
+        defaults = render_defaults(options.defaults, service)["spec"]
+        pod_spec = merge(defaults, service.spec.pod_template.get("spec") or {})
         return decide_fit(service, model, await accelerators.mebibytes(pod_spec))
 
     async def do(key: Key) -> None:
         with metrics.passing(), logging_about(key):
-            look_again_seconds = await reconcile(kube, *key, image=options.image, means=means)
+            look_again_seconds = await reconcile(
+                kube, *key, image=options.image, means=means, installation=installation
+            )
         if look_again_seconds is not None:
             queue.add(key, look_again_seconds)
 
@@ -308,6 +328,19 @@ def identity() -> str:
     help="The server's image where a manifest names none.",
 )
 @click.option(
+    "--gpu-resource",
+    default=names.GPU_RESOURCE,
+    show_default=True,
+    callback=checked_gpu_resource,
+    help="What nodes call a GPU: another vendor's, or a MIG profile's.",
+)
+@click.option(
+    "--pod-defaults",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="What all pods of services get where their manifest says nothing else, as YAML.",
+)
+@click.option(
     "--liveness-port",
     default=8080,
     show_default=True,
@@ -350,7 +383,11 @@ def identity() -> str:
     "--check", is_flag=True, help="Say whether the cluster has what the operator needs, and end."
 )
 @click.option("--verbose", is_flag=True, help="Log what Kopf does, too.")
-def command(log_format: str, verbose: bool, **options: Any) -> None:
+def command(log_format: str, verbose: bool, pod_defaults: Path | None, **options: Any) -> None:
     """Run the operator against the cluster of $KUBECONFIG, or of the pod it runs in."""
     configure_logs(as_json=log_format == "json", verbose=verbose)
-    asyncio.run(run(Options(**options)))
+    try:
+        defaults = PodDefaults() if pod_defaults is None else read_pod_defaults(pod_defaults)
+    except UnreadableDefaults as error:
+        raise click.ClickException(f"--pod-defaults: {error}") from None
+    asyncio.run(run(Options(defaults=defaults, **options)))

@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from octavo_operator.names import GROUP, KIND
+from octavo_operator.names import GPU_RESOURCE, GROUP, KIND
 from octavo_operator.spec import InferenceService, InvalidSpec, parse
 
 MAX_DEPTH = 100
@@ -136,7 +136,7 @@ def check_kind(file: str, document: Mapping[str, Any]) -> None:
         )
 
 
-def read_services(files: Iterable[str]) -> list[InferenceService]:
+def read_services(files: Iterable[str], gpu_resource: str = GPU_RESOURCE) -> list[InferenceService]:
     """The InferenceServices in the files; UnreadableManifest for the first mistake."""
     services = []
     for file, document in read_documents(files):
@@ -144,7 +144,7 @@ def read_services(files: Iterable[str]) -> list[InferenceService]:
         if document.get("kind") != KIND:
             continue
         try:
-            services.append(parse(document))
+            services.append(parse(document, gpu_resource=gpu_resource))
         except InvalidSpec as error:
             raise UnreadableManifest(f"{file}: {describe(document)}: {error}") from None
     return services

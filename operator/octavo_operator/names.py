@@ -15,6 +15,7 @@ PORT = 8000
 PORT_NAME = "http"
 SERVICE_PORT = 80
 GPU_RESOURCE = "nvidia.com/gpu"
+"""What a GPU is called where an installation says nothing else."""
 
 SERVICE_LABEL = f"{GROUP}/service"
 MANAGED_BY_LABEL = "app.kubernetes.io/managed-by"
@@ -48,6 +49,16 @@ CHANGE_CAUSE_ANNOTATION = "kubernetes.io/change-cause"
 """Why the last rollout happened; `kubectl rollout history` prints it."""
 
 DEFAULT_IMAGE = "octavo-server:0.1.0"
+
+
+def is_gpu(resource: str) -> bool:
+    """Whether it is some vendor's GPU, or a slice of one."""
+    return "/" in resource and ("gpu" in resource or "/mig-" in resource)
+
+
+def memory_label(gpu_resource: str) -> str:
+    """The nodes' label of the MiB of one GPU, or slice, from GPU feature discovery."""
+    return f"{gpu_resource}.memory"
 
 
 def labels(name: str) -> dict[str, str]:

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from decimal import Decimal
 from typing import Any
 
+from octavo_operator.names import is_gpu
 from octavo_operator.quantity import parse_quantity
 
 Amounts = Mapping[str, Decimal]
@@ -52,7 +53,7 @@ def gpus_of(pod_spec: Mapping[str, Any]) -> tuple[str, int]:
     for container in pod_spec.get("containers") or ():
         limits = (container.get("resources") or {}).get("limits") or {}
         for name, amount in limits.items():
-            if "/" in name and ("gpu" in name or "/mig-" in name):
+            if is_gpu(name):
                 return name, int(parse_quantity(amount))
     return "", 0
 

@@ -26,6 +26,7 @@ from octavo_operator.events import post_event
 from octavo_operator.foreign import describe_foreign_change
 from octavo_operator.gpu_room import Room
 from octavo_operator.holding import keep_verdict
+from octavo_operator.installation import Installation
 from octavo_operator.kube import Kube, KubeError, KubeUnreachable
 from octavo_operator.observe import (
     observe_objects,
@@ -82,6 +83,7 @@ async def reconcile(
     *,
     image: str,
     means: Means = Means(),
+    installation: Installation = Installation(),
     now: Callable[[], str] = utc_now,
 ) -> float | None:
     """parse -> render -> apply -> observe -> decide_status -> write, once and only if it differs.
@@ -96,8 +98,10 @@ async def reconcile(
     previous = live.get("status") or {}
     generation = live["metadata"]["generation"]
     try:
-        service = parse(live)
-        status, impatient = await _reconcile_valid(kube, live, service, image, means, now)
+        service = parse(live, gpu_resource=installation.gpu_resource)
+        status, impatient = await _reconcile_valid(
+            kube, live, service, image, means, installation, now
+        )
     except InvalidSpec as error:
         status, impatient = decide_invalid(generation, str(error), previous, now()), False
     except KubeUnreachable:
@@ -152,6 +156,7 @@ async def _reconcile_valid(
     service: InferenceService,
     image: str,
     means: Means,
+    installation: Installation,
     now: Callable[[], str],
 ) -> tuple[dict[str, Any], bool]:
     """The status, and whether to look again soon: of the end of patience with a pod, and of how far
@@ -191,7 +196,7 @@ async def _reconcile_valid(
     pinned = pinned_image(service, deployment, image)
     facts = read_facts(service, deployment, seen, fit=fit)
     problem = None
-    for manifest in render(service, image=pinned, replicas=replicas):
+    for manifest in render(service, image=pinned, replicas=replicas, installation=installation):
         kind = manifest["kind"]
         if kind == "Deployment":
             choice = await choose_deployment(

@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 from octavo_operator import names, schema
 from octavo_operator.drain import grace_seconds
 from octavo_operator.model_uri import HubModel, ModelUri, parse_uri
+from octavo_operator.peers import peer_problems
 from octavo_operator.quantity import parse_quantity
 
 _TOLD = 10  # wrong fields that one message names
@@ -103,9 +104,7 @@ class Resources:
     def gpu_names(self) -> tuple[str, ...]:
         """The resources here that are some vendor's GPU, or a slice of one."""
         return tuple(
-            name
-            for name in dict.fromkeys((*self.limits, *self.requests))
-            if "/" in name and ("gpu" in name or "/mig-" in name)
+            name for name in dict.fromkeys((*self.limits, *self.requests)) if names.is_gpu(name)
         )
 
 
@@ -129,6 +128,11 @@ class Exposure:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class NetworkPolicy:
+    from_: tuple[Mapping[str, Any], ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ApiKeyRef:
     name: str
     key: str = "api-key"
@@ -145,6 +149,7 @@ class Spec:
     cache: Cache = field(default_factory=Cache)
     drain: Drain = field(default_factory=Drain)
     service: Exposure = field(default_factory=Exposure)
+    network_policy: NetworkPolicy | None = None
     api_key_secret_ref: ApiKeyRef | None = None
     pod_template: Mapping[str, Any] = field(default_factory=dict)
 
@@ -157,13 +162,20 @@ class InferenceService:
     generation: int
     spec: Spec
     upgrade: str = ""  # the annotation of that name
+    labels: Mapping[str, str] = field(default_factory=dict)
+    gpu_resource: str = names.GPU_RESOURCE  # the installation's
 
     @property
     def wants_gpu(self) -> bool:
         """False for device cpu, and for device auto with an explicit count of 0 GPUs."""
         if self.spec.engine.device == "auto":
-            return self.spec.resources.count(names.GPU_RESOURCE) != 0
+            return all(self.spec.resources.count(each) != 0 for each in self.counted)
         return self.spec.engine.device == "cuda"
+
+    @property
+    def counted(self) -> tuple[str, ...]:
+        """The resources that are GPUs of an installation; the second in manifests for all."""
+        return tuple(dict.fromkeys((self.gpu_resource, names.GPU_RESOURCE)))
 
     @property
     def first_replicas(self) -> int:
@@ -173,7 +185,9 @@ class InferenceService:
         return 1 if self.spec.autoscaling is None else max(1, self.spec.autoscaling.min_replicas)
 
 
-def parse(manifest: Mapping[str, Any]) -> InferenceService:
+def parse(
+    manifest: Mapping[str, Any], *, gpu_resource: str = names.GPU_RESOURCE
+) -> InferenceService:
     """The InferenceService of a manifest, complete or as a user wrote it; or InvalidSpec."""
     if (manifest.get("apiVersion"), manifest.get("kind")) != (names.API_VERSION, names.KIND):
         raise InvalidSpec("kind", f"is not an {names.KIND} of {names.API_VERSION}")
@@ -183,6 +197,8 @@ def parse(manifest: Mapping[str, Any]) -> InferenceService:
         more = [f"{where}: {what}" for where, what in found[1:]]
         raise InvalidSpec(path, "; ".join([problem, *more]))
     metadata = manifest["metadata"]
+    if not isinstance(metadata.get("labels") or {}, Mapping):
+        raise InvalidSpec("metadata.labels", "must be of type object")
     for key in ("name", "namespace", "uid"):
         if not isinstance(metadata.get(key, ""), str):
             raise InvalidSpec(f"metadata.{key}", "must be of type string")
@@ -199,6 +215,8 @@ def parse(manifest: Mapping[str, Any]) -> InferenceService:
         namespace=metadata.get("namespace") or "default",
         uid=metadata.get("uid", ""),
         generation=metadata.get("generation", 0),
+        gpu_resource=gpu_resource,
+        labels={key: str(each) for key, each in (metadata.get("labels") or {}).items()},
         upgrade=str((metadata.get("annotations") or {}).get(names.UPGRADE_ANNOTATION, "")),
         spec=Spec(
             model=_build(Model, spec["model"], names=tuple, secretRef=_secret_ref),
@@ -212,6 +230,9 @@ def parse(manifest: Mapping[str, Any]) -> InferenceService:
             cache=_build(Cache, spec.get("cache") or {}),
             drain=_build(Drain, spec.get("drain") or {}),
             service=_build(Exposure, spec.get("service") or {}),
+            network_policy=None
+            if spec.get("networkPolicy") is None
+            else _build(NetworkPolicy, spec["networkPolicy"], **{"from": tuple}),
             api_key_secret_ref=_build(ApiKeyRef, spec["apiKeySecretRef"])
             if spec.get("apiKeySecretRef")
             else None,
@@ -220,7 +241,8 @@ def parse(manifest: Mapping[str, Any]) -> InferenceService:
     )
     _check_model(service.spec.model)
     _check_engine(service.spec.engine)
-    _check_gpus(service.spec)
+    for each in service.counted:
+        _check_gpus(service.spec, each)
     _check_rest(service.spec)
     return service
 
@@ -330,7 +352,7 @@ def _check_engine(engine: Engine) -> None:
             )
 
 
-def _check_gpus(spec: Spec) -> None:
+def _check_gpus(spec: Spec, gpu_resource: str) -> None:
     resources = spec.resources
     for name in resources.gpu_names:
         limit, request = resources.limits.get(name), resources.requests.get(name)
@@ -344,18 +366,18 @@ def _check_gpus(spec: Spec) -> None:
             raise InvalidSpec(
                 "spec.resources.limits", f"GPUs come whole: {name} must be a number such as 1"
             )
-    count, size = resources.count(names.GPU_RESOURCE), spec.engine.tensor_parallel_size
+    count, size = resources.count(gpu_resource), spec.engine.tensor_parallel_size
     if count is None or spec.engine.device == "cpu":
         return
     if count == 0 and spec.engine.device == "cuda":
         raise InvalidSpec(
             "spec.resources.limits",
-            f"engine.device is cuda, but {names.GPU_RESOURCE} is 0; change one of them",
+            f"engine.device is cuda, but {gpu_resource} is 0; change one of them",
         )
     if 0 < count < size:
         raise InvalidSpec(
             "spec.resources.limits",
-            f"{names.GPU_RESOURCE} is {count}, but engine.tensorParallelSize needs {size}; leave "
+            f"{gpu_resource} is {count}, but engine.tensorParallelSize needs {size}; leave "
             "it out or raise it",
         )
 
@@ -369,6 +391,8 @@ def _check_rest(spec: Spec) -> None:
             "spec.cache.size",
             "a claim has its own size: give persistentVolumeClaim or size, not both",
         )
+    for where, problem in peer_problems(spec.network_policy.from_ if spec.network_policy else ()):
+        raise InvalidSpec(f"spec.networkPolicy.from{where}", problem)
     if spec.api_key_secret_ref is not None and any(
         each.get("name") == "OCTAVO_API_KEY" for each in spec.engine.env
     ):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import socket
 
 import click
@@ -22,6 +23,16 @@ async def check_served(kube: Kube, namespaces: tuple[str, ...]) -> None:
         raise click.ClickException(f"cannot list {names.PLURAL}: {error}") from None
     except KubeUnreachable as error:
         raise click.ClickException(str(error)) from None
+
+
+def checked_gpu_resource(_: click.Context, __: click.Parameter, name: str) -> str:
+    """BadParameter unless it is a resource that is seen to be a GPU, among others of a pod, too."""
+    if re.fullmatch(r"[a-z0-9.-]+/[A-Za-z0-9._-]+", name) is None or not names.is_gpu(name):
+        raise click.BadParameter(
+            f"{name!r} is no GPU: write a resource such as nvidia.com/gpu, amd.com/gpu or "
+            "nvidia.com/mig-1g.10gb"
+        )
+    return name
 
 
 def check_port(port: int, flag: str) -> None:

@@ -23,6 +23,10 @@ def _gpus(count: object) -> Spec:
     return {"limits": {"nvidia.com/gpu": count}}
 
 
+def _selecting(expression: Spec) -> Spec:
+    return {"networkPolicy": {"from": [{"podSelector": {"matchExpressions": [expression]}}]}}
+
+
 def _env(*variables: Spec) -> Spec:
     return _engine(env=list(variables))
 
@@ -73,6 +77,33 @@ REFUSED: list[tuple[Spec, str, str]] = [
     ),
     ({"autoscaling": {"maxReplicas": 0}}, "spec.autoscaling.maxReplicas", "greater than or equal"),
     ({"suspend": "yes"}, "spec.suspend", "boolean"),
+    # Who may reach it.
+    ({"networkPolicy": {"from": [{}]}}, "spec.networkPolicy.from[0]", "a peer needs podSelector"),
+    (
+        {"networkPolicy": {"from": [{"podSelector": {}, "ipBlock": {"cidr": "10.0.0.0/8"}}]}},
+        "spec.networkPolicy.from[0].ipBlock",
+        "write two peers",
+    ),
+    (
+        {"networkPolicy": {"from": [{"ipBlock": {"cidr": "10.0.0.0/64"}}]}},
+        "spec.networkPolicy.from[0].ipBlock.cidr",
+        "a range of addresses",
+    ),
+    (
+        {"networkPolicy": {"from": [{"ipBlock": {"cidr": "::/0", "except": ["fd00::/999"]}}]}},
+        "spec.networkPolicy.from[0].ipBlock.except[0]",
+        "a range of addresses",
+    ),
+    (
+        _selecting({"key": "team", "operator": "In"}),
+        "spec.networkPolicy.from[0].podSelector.matchExpressions[0].values",
+        "In and NotIn need values",
+    ),
+    (
+        _selecting({"key": "team", "operator": "Exists", "values": ["a"]}),
+        "spec.networkPolicy.from[0].podSelector.matchExpressions[0].values",
+        "In and NotIn need values",
+    ),
     # Resources.
     (_limits(cpu=-1), "spec.resources.limits", "not be negative"),
     (_limits(cpu="many"), "spec.resources.limits", "should match"),

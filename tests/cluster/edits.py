@@ -24,6 +24,7 @@ _OTHER_WORDS = {
     "ClusterIP": "NodePort",
     "Exists": "Equal",
     "FallbackToLogsOnError": "File",
+    "Ingress": "Egress",
     "NoSchedule": "NoExecute",
     "OnRootMismatch": "Always",
     "RollingUpdate": "Recreate",

@@ -23,7 +23,7 @@ LINE_LIMIT_BYTES = 8 << 20  # one object of a watch; etcd takes 1.5 MiB
 PLURALS = {
     "Namespace": "namespaces", "Node": "nodes", "Pod": "pods", "Service": "services",
     "Secret": "secrets", "ConfigMap": "configmaps", "Event": "events",
-    "PodDisruptionBudget": "poddisruptionbudgets",
+    "PodDisruptionBudget": "poddisruptionbudgets", "NetworkPolicy": "networkpolicies",
     "ServiceAccount": "serviceaccounts", "Deployment": "deployments", "ReplicaSet": "replicasets",
     "EndpointSlice": "endpointslices", "Lease": "leases", "InferenceService": "inferenceservices",
     "ClusterRole": "clusterroles", "ClusterRoleBinding": "clusterrolebindings", "Role": "roles",

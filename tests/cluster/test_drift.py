@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from octavo_operator.render import render
+from octavo_operator.render import ALWAYS, SOMETIMES, render
 from octavo_operator.spec import parse
 from tests.cluster.cluster import wait_for
 from tests.cluster.edits import NOT_ALONE, Edit, edits_of, holds, is_key, value_at
@@ -19,7 +19,7 @@ from tests.cluster.test_e2e import API, make, manifest, wait_for_condition
 
 pytestmark = pytest.mark.usefixtures("operator")
 
-KINDS = {"Deployment": "apps/v1", "Service": "v1", "PodDisruptionBudget": "policy/v1"}
+KINDS = {**ALWAYS, **SOMETIMES}
 JSON_PATCH = "application/json-patch+json"
 BY_HAND = "fieldManager=somebody"
 # Far less than the 300 s after which everything is looked at anyway.
@@ -36,6 +36,7 @@ IMMUTABLE = {
     },
     "Service": IDENTITY,
     "PodDisruptionBudget": IDENTITY,
+    "NetworkPolicy": IDENTITY,
 }
 """What the API server lets nobody change."""
 
@@ -46,7 +47,14 @@ def service(
 ) -> dict[str, Any]:
     nodes(gpus=4, script=steady)
     drain, secret = {"seconds": 30}, {"name": "clients"}
-    made = manifest("a", {"maxModelLen": 512}, replicas=2, drain=drain, apiKeySecretRef=secret)
+    made = manifest(
+        "a",
+        {"maxModelLen": 512},
+        replicas=2,
+        drain=drain,
+        apiKeySecretRef=secret,
+        networkPolicy={"from": [{"podSelector": {"matchLabels": {"app": "client"}}}]},
+    )
     make(client, namespace, made)
     wait_for_condition(client, namespace, "a", lambda c: c.get("status") == "True")
     made["metadata"]["namespace"] = namespace

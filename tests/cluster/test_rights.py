@@ -26,8 +26,10 @@ RBAC = "rbac.authorization.k8s.io/v1"
 AT_ONCE = 4
 SECONDS = 40.0
 
-OF_SCALE_DOWN = "patch pods"
-MADE = ("deployments", "services", "poddisruptionbudgets")
+OF_SCALE_DOWN, OF_REMOVAL = "patch pods", "delete networkpolicies"
+LATER = (OF_SCALE_DOWN, OF_REMOVAL)
+"""What nothing needs before somebody changes his mind."""
+MADE = ("deployments", "services", "poddisruptionbudgets", "networkpolicies")
 IN_CONDITIONS = {
     *(f"{verb} {resource}" for verb in ("get", "create", "patch") for resource in MADE),
     "patch inferenceservices/scale",
@@ -83,7 +85,8 @@ class Scene:
         beyond = [rule for rule in rules if reaches_beyond(rule, everywhere)]
         self._grant("Role", name, [rule for rule in rules if rule not in beyond])
         self._grant("ClusterRole", None, beyond)
-        make(client, self._served, manifest("a", **({"replicas": replicas} if replicas else {})))
+        spec = {"replicas": replicas} if replicas else {}
+        make(client, self._served, manifest("a", networkPolicy={}, **spec))
         self.service = path_of(API, "InferenceService", self._served, "a")
         variables = environment(cluster.service_account_kubeconfig(name, "operator"))
         command = [
@@ -166,7 +169,7 @@ def test_none_is_superfluous_and_none_is_missing(
     cluster: Cluster, client: Client, namespace: str
 ) -> None:
     rules = all_rules()
-    cases = [("", rules), *(each for each in without_each(rules) if each[0] != OF_SCALE_DOWN)]
+    cases = [("", rules), *(each for each in without_each(rules) if each[0] not in LATER)]
     assert len(cases) > 20
 
     def outcome(index: int) -> tuple[str, str]:
@@ -222,6 +225,23 @@ def test_the_right_that_only_a_scale_down_needs(
 
 
 @pytest.mark.usefixtures("no_other")
+def test_the_right_that_only_a_policy_no_longer_wanted_needs(
+    cluster: Cluster, client: Client, namespace: str
+) -> None:
+    (rules,) = [left for removed, left in without_each(all_rules()) if removed == OF_REMOVAL]
+    scene = Scene(cluster, client, f"{namespace}-removal", rules)
+    policy = path_of("networking.k8s.io/v1", "NetworkPolicy", f"{namespace}-removal", "a")
+    try:
+        wait_for("the policy", lambda: client.find(policy) is not None, SECONDS)
+        wait_for("its work", scene.works, SECONDS, scene.complaint)
+        assert scene.complaint() == ""
+        client.patch(scene.service, {"spec": {"networkPolicy": None}})
+        wait_for("the complaint", lambda: scene.complaint(OF_REMOVAL), SECONDS)
+    finally:
+        scene.end()
+
+
+@pytest.mark.usefixtures("no_other")
 def test_the_rights_of_an_operator_of_all_namespaces(
     cluster: Cluster, client: Client, namespace: str
 ) -> None:
@@ -236,7 +256,7 @@ def test_the_rights_of_an_operator_of_all_namespaces(
     finally:
         scene.end()
     cases = [each for each in without_each(rules) if each[0].startswith(("list ", "watch "))]
-    assert len(cases) == 11
+    assert len(cases) == 13
 
     def outcome(index: int) -> str:
         removed, left = cases[index]
@@ -252,7 +272,12 @@ def test_the_rights_of_an_operator_of_all_namespaces(
             assert "at the cluster scope" in complaint
 
 
-@pytest.mark.parametrize("word", ["*", "secrets", "delete", "escalate", "impersonate", "bind"])
+@pytest.mark.parametrize("word", ["*", "secrets", "escalate", "impersonate", "bind"])
 def test_what_it_must_never_have(word: str) -> None:
     for rule in all_rules():
         assert word not in rule["verbs"] + rule["resources"] + rule["apiGroups"]
+
+
+def test_what_it_may_delete() -> None:
+    deleting = [rule["resources"] for rule in all_rules() if "delete" in rule["verbs"]]
+    assert deleting == [["networkpolicies"]]

@@ -11,6 +11,7 @@ from tests.operator.services import NOW, manifest
 from octavo_operator import names
 from octavo_operator.conditions import Condition
 from octavo_operator.gpu_room import Room
+from octavo_operator.installation import Installation
 from octavo_operator.kube import KubeError
 from octavo_operator.pod_loads import PodLoads
 from octavo_operator.reconcile import Means, reconcile
@@ -32,6 +33,8 @@ class MemoryCluster:
         self.refused: tuple[str, ...] = ()  # kinds
         self.again: float | None = None
         self.image = "octavo-server:1"
+        self.installation = Installation(namespace="octavo-system")
+        self.asked: list[str] = []  # kinds of ours that the last pass read
         self.now = NOW
         self.live: Object = {**manifest(**spec), "status": {}}
         self.live["metadata"]["resourceVersion"] = "1"
@@ -47,6 +50,7 @@ class MemoryCluster:
     def pass_over(self) -> dict[str, Object]:
         """One pass; the conditions after it, by type."""
         kube: Any = self
+        self.asked = []
 
         async def look(_: object) -> Condition:
             assert self.fit is not None
@@ -68,6 +72,7 @@ class MemoryCluster:
                     room=None if self.room is None else find_room,
                     loads=None if self.loads is None else PodLoads(kube, self.loads),
                 ),
+                installation=self.installation,
                 now=lambda: self.now,
             )
         )
@@ -114,6 +119,7 @@ class MemoryCluster:
     # What a pass calls of Kube.
 
     async def get(self, _version: str, kind: str, _namespace: str, _name: str) -> Object | None:
+        self.asked += [kind] if kind != names.KIND else []
         found = self.live if kind == names.KIND else self.objects.get(kind)
         return copy.deepcopy(found)
 

@@ -111,6 +111,7 @@ def test_every_rule_says_where_and_what(
         (spec.Cache, ("cache",)),
         (spec.Drain, ("drain",)),
         (spec.Exposure, ("service",)),
+        (spec.NetworkPolicy, ("networkPolicy",)),
         (spec.ApiKeyRef, ("apiKeySecretRef",)),
     ],
 )

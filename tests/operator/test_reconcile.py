@@ -47,7 +47,7 @@ def test_a_defect_is_a_condition() -> None:
 def test_a_defect_in_rendering_is_a_condition(monkeypatch: pytest.MonkeyPatch) -> None:
     error = RecursionError("deep")
 
-    def fail(_: object) -> None:
+    def fail(_: object, **__: object) -> None:
         raise error
 
     monkeypatch.setattr(module, "parse", fail)

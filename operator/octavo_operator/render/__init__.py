@@ -10,8 +10,10 @@ from __future__ import annotations
 from typing import Any
 
 from octavo_operator import names
+from octavo_operator.installation import Installation
 from octavo_operator.render.deployment import render_deployment
 from octavo_operator.render.disruption_budget import render_disruption_budget
+from octavo_operator.render.network_policy import render_network_policy
 from octavo_operator.render.service import render_service
 from octavo_operator.spec import InferenceService
 
@@ -21,13 +23,14 @@ __all__ = [
     "render",
     "render_deployment",
     "render_disruption_budget",
+    "render_network_policy",
     "render_service",
 ]
 
 ALWAYS = {"Deployment": "apps/v1", "Service": "v1", "PodDisruptionBudget": "policy/v1"}
 """Kind to API version of the objects that every service has."""
 
-SOMETIMES: dict[str, str] = {}
+SOMETIMES = {"NetworkPolicy": "networking.k8s.io/v1"}
 """Of those that some manifests ask for: they are deleted when theirs does not any more. The
 Deployment names them (EXTRAS_ANNOTATION), so that nothing else is looked for in each pass."""
 
@@ -37,14 +40,19 @@ def render(
     *,
     image: str = names.DEFAULT_IMAGE,
     replicas: int | None = None,
+    installation: Installation = Installation(),
 ) -> list[dict[str, Any]]:
     """The objects in the order in which they are applied.
 
     `image` is the server's image where the manifest names none; `replicas` the live number, which
-    stays where the manifest has none (None: the Deployment does not exist yet).
+    stays where the manifest has none (None: the Deployment does not exist yet); `installation` what
+    holds for all services.
     """
-    return [
-        render_deployment(service, image=image, replicas=replicas),
+    objects = [
+        render_deployment(service, image=image, replicas=replicas, installation=installation),
         render_service(service),
         render_disruption_budget(service),
     ]
+    if service.spec.network_policy is not None:
+        objects.append(render_network_policy(service, installation.namespace))
+    return objects

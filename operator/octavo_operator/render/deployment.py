@@ -8,7 +8,10 @@ from typing import Any
 
 from octavo_operator import names
 from octavo_operator.drain import PRE_STOP_SECONDS, grace_seconds
+from octavo_operator.installation import Installation
+from octavo_operator.pod_defaults import PodDefaults
 from octavo_operator.render.arguments import locate, render_arguments
+from octavo_operator.render.defaults import default_env, render_defaults
 from octavo_operator.render.fetch import with_fetch
 from octavo_operator.render.merge import merge
 from octavo_operator.render.probes import render_probes, startup_seconds
@@ -22,10 +25,14 @@ CACHE_PATH = "/cache"
 
 
 def render_deployment(
-    service: InferenceService, *, image: str, replicas: int | None
+    service: InferenceService,
+    *,
+    image: str,
+    replicas: int | None,
+    installation: Installation = Installation(),
 ) -> dict[str, Any]:
     chosen = choose_image(service, image)
-    template = render_pod_template(service, chosen)
+    template = render_pod_template(service, chosen, installation.defaults)
     revision = hash_template(template)
     template = mark(template, revision)
     if service.spec.replicas is not None:
@@ -112,8 +119,12 @@ def mark(template: dict[str, Any], revision: str) -> dict[str, Any]:
     return {**template, "metadata": {**metadata, "annotations": annotations}}
 
 
-def render_pod_template(service: InferenceService, image: str) -> dict[str, Any]:
-    """The rendered template with the manifest's podTemplate over it; our labels win."""
+def render_pod_template(
+    service: InferenceService, image: str, defaults: PodDefaults
+) -> dict[str, Any]:
+    """The rendered template with the platform's defaults over it, and over both the manifest's
+    podTemplate; our labels win.
+    """
     location = locate(service)
     shared_memory = service.spec.engine.tensor_parallel_size > 1
     volumes = [render_cache(service)]
@@ -132,7 +143,7 @@ def render_pod_template(service: InferenceService, image: str) -> dict[str, Any]
         "command": ["octavo", "serve", location.model],
         "args": render_arguments(service),
         "ports": [{"name": names.PORT_NAME, "containerPort": names.PORT, "protocol": "TCP"}],
-        "env": render_env(service, location.env),
+        "env": render_env(service, location.env, default_env(defaults)),
         **render_probes(service.spec.engine.tensor_parallel_size),
         "lifecycle": {"preStop": {"sleep": {"seconds": PRE_STOP_SECONDS}}},
         # The server writes its reason there; if it could not, the log's tail is better than
@@ -177,10 +188,14 @@ def render_pod_template(service: InferenceService, image: str) -> dict[str, Any]
         }
     ]
     if service.wants_gpu:
+        # Nodes with slices have the taint of the whole.
+        slice_of = [names.GPU_RESOURCE] if service.gpu_resource.startswith("nvidia.com/") else []
         pod["tolerations"] = [
-            {"key": names.GPU_RESOURCE, "operator": "Exists", "effect": "NoSchedule"}
+            {"key": key, "operator": "Exists", "effect": "NoSchedule"}
+            for key in dict.fromkeys([service.gpu_resource, *slice_of])
         ]
-    template = merge({"metadata": {}, "spec": pod}, service.spec.pod_template)
+    template = merge({"metadata": {}, "spec": pod}, render_defaults(defaults, service))
+    template = merge(template, service.spec.pod_template)
     template["spec"] = with_fetch(service, template["spec"])
     metadata = merge(template["metadata"], {"labels": names.labels(service.name)})
     # The revision is ours, and {} is as good as nothing: two writings of one template.
@@ -202,20 +217,26 @@ def render_cache(service: InferenceService) -> dict[str, Any]:
 
 
 def render_env(
-    service: InferenceService, location_env: list[dict[str, Any]]
+    service: InferenceService,
+    location_env: list[dict[str, Any]],
+    default_env: list[dict[str, Any]],
 ) -> list[dict[str, Any]]:
-    """The caches' places, the Hub token, the API key, then the manifest's variables, which win."""
-    env = [
+    """The caches' places, the platform's variables, then the manifest's: the Hub token, the API
+    key, its own. Later ones win.
+    """
+    env: list[dict[str, Any]] = [
         # A user id without a home, and libraries that want to write into one.
         {"name": "HOME", "value": CACHE_PATH},
         {"name": "HF_HOME", "value": f"{CACHE_PATH}/huggingface"},
         {"name": "TRITON_CACHE_DIR", "value": f"{CACHE_PATH}/triton"},
-        *location_env,
     ]
+    own = list(location_env)
     if (key := service.spec.api_key_secret_ref) is not None:
         reference = {"secretKeyRef": {"name": key.name, "key": key.key}}
-        env.append({"name": "OCTAVO_API_KEY", "valueFrom": reference})
-    merged = merge({"env": env}, {"env": [dict(each) for each in service.spec.engine.env]})
+        own.append({"name": "OCTAVO_API_KEY", "valueFrom": reference})
+    merged: dict[str, Any] = {"env": env}
+    for more in (default_env, own, service.spec.engine.env):
+        merged = merge(merged, {"env": [dict(each) for each in more]})
     result: list[dict[str, Any]] = merged["env"]
     return result
 
@@ -225,14 +246,14 @@ def render_resources(service: InferenceService) -> dict[str, Any]:
     resources = service.spec.resources
     limits = dict(resources.limits)
     if service.wants_gpu and not resources.gpu_names:
-        limits[names.GPU_RESOURCE] = service.spec.engine.tensor_parallel_size
+        limits[service.gpu_resource] = service.spec.engine.tensor_parallel_size
     # A count of 0 only says "no GPU".
     limits = {
         name: amount
         for name, amount in limits.items()
-        if not (name == names.GPU_RESOURCE and resources.count(name) == 0)
+        if not (name in service.counted and resources.count(name) == 0)
     }
     requests = {
-        name: amount for name, amount in resources.requests.items() if name != names.GPU_RESOURCE
+        name: amount for name, amount in resources.requests.items() if name not in service.counted
     }
     return {key: value for key, value in (("limits", limits), ("requests", requests)) if value}
