@@ -49,6 +49,7 @@ class Facts:
     problem: Problem | None = None
     failed: Problem | None = None
     fit: Condition | None = None
+    routing: Condition | None = None
 
     @property
     def refusal(self) -> Problem | None:

@@ -17,6 +17,7 @@ from octavo_operator import names, schema
 from octavo_operator.drain import grace_seconds
 from octavo_operator.model_uri import HubModel, ModelUri, parse_uri
 from octavo_operator.quantity import parse_quantity
+from octavo_operator.routing import Routing, find_mistake, read_routing
 
 _TOLD = 10  # wrong fields that one message names
 
@@ -144,6 +145,7 @@ class Spec:
     cache: Cache = field(default_factory=Cache)
     drain: Drain = field(default_factory=Drain)
     service: Exposure = field(default_factory=Exposure)
+    routing: Routing | None = None
     api_key_secret_ref: ApiKeyRef | None = None
     pod_template: Mapping[str, Any] = field(default_factory=dict)
 
@@ -211,6 +213,7 @@ def parse(manifest: Mapping[str, Any]) -> InferenceService:
             cache=_build(Cache, spec.get("cache") or {}),
             drain=_build(Drain, spec.get("drain") or {}),
             service=_build(Exposure, spec.get("service") or {}),
+            routing=read_routing(spec["routing"]) if spec.get("routing") is not None else None,
             api_key_secret_ref=_build(ApiKeyRef, spec["apiKeySecretRef"])
             if spec.get("apiKeySecretRef")
             else None,
@@ -368,6 +371,8 @@ def _check_rest(spec: Spec) -> None:
             "spec.cache.size",
             "a claim has its own size: give persistentVolumeClaim or size, not both",
         )
+    if spec.routing is not None and (mistake := find_mistake(spec.routing)) is not None:
+        raise InvalidSpec(*mistake)
     if spec.api_key_secret_ref is not None and any(
         each.get("name") == "OCTAVO_API_KEY" for each in spec.engine.env
     ):

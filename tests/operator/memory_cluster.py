@@ -28,6 +28,9 @@ class MemoryCluster:
         self.room: Room | None = None
         self.looks = 0
         self.refused: tuple[str, ...] = ()  # kinds
+        self.hidden: tuple[str, ...] = ()  # kinds that may not be read
+        self.absent: tuple[str, ...] = ()  # kinds whose CRDs are not there
+        self.asked: list[str] = []  # kinds that were read
         self.again: float | None = None
         self.image = "octavo-server:1"
         self.now = NOW
@@ -111,8 +114,16 @@ class MemoryCluster:
     # What a pass calls of Kube.
 
     async def get(self, _version: str, kind: str, _namespace: str, _name: str) -> Object | None:
+        self.asked.append(kind)
+        if kind in self.hidden:
+            raise KubeError(403, "Forbidden", f'cannot get resource "{kind}"')
+        if kind in self.absent:
+            return None
         found = self.live if kind == names.KIND else self.objects.get(kind)
         return copy.deepcopy(found)
+
+    async def serves(self, _version: str, kind: str) -> bool:
+        return kind not in self.absent
 
     async def list(self, *_: str) -> list[Object]:
         return copy.deepcopy(self.pods)
@@ -120,11 +131,18 @@ class MemoryCluster:
     async def apply(self, manifest: Object) -> Object:
         if manifest["kind"] in self.refused:
             raise KubeError(403, "Forbidden", f"{manifest['kind']} is forbidden")
+        if manifest["kind"] in self.absent:
+            raise KubeError(404, "NotFound", "the server could not find the requested resource")
         metadata = {"uid": f"of {manifest['kind']}", **manifest["metadata"]}
-        self.objects[manifest["kind"]] = copy.deepcopy({**manifest, "metadata": metadata})
+        before = self.objects.get(manifest["kind"], {})
+        told = {"status": before["status"]} if "status" in before else {}
+        new = {**manifest, "metadata": metadata, **told}
+        self.objects[manifest["kind"]] = copy.deepcopy(new)
         return copy.deepcopy(self.objects[manifest["kind"]])
 
     async def delete(self, live: Object) -> None:
+        if live["kind"] in self.refused:
+            raise KubeError(403, "Forbidden", f"{live['kind']} is forbidden")
         del self.objects[live["kind"]]
 
     async def scale(self, _: Object, replicas: int) -> None:
