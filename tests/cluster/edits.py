@@ -10,6 +10,7 @@ Path = tuple[str | int, ...]
 
 _KEYS = {
     "containers": {"name"},
+    "initContainers": {"name"},
     "env": {"name"},
     "volumes": {"name"},
     "volumeMounts": {"mountPath"},
@@ -74,10 +75,11 @@ class Edit:
             volume = {"name": self.value, "emptyDir": {}}
             edits.insert(0, _operation("add", (*path[:-5], "volumes", "-"), volume))
         if len(path) > 2 and (path[-3], path[-1]) == ("volumes", "name"):
-            containers = (*path[:-3], "containers")
+            pod = path[:-3]
             edits += [
-                _operation("replace", (*containers, at, "volumeMounts", mount, "name"), self.value)
-                for at, container in enumerate(value_at(live, containers))
+                _operation("replace", (*pod, kind, at, "volumeMounts", mount, "name"), self.value)
+                for kind in ("initContainers", "containers")
+                for at, container in enumerate(value_at(live, pod).get(kind, ()))
                 for mount, each in enumerate(container.get("volumeMounts", ()))
                 if each["name"] == value_at(live, path)
             ]
