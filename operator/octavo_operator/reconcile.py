@@ -158,7 +158,9 @@ async def _reconcile_valid(
     means: Means,
     now: Callable[[], str],
 ) -> tuple[dict[str, Any], bool]:
-    """The status, and whether to look again soon: patience with a pod ends by the clock."""
+    """The status, and whether to look again soon: of the end of patience with a pod, and of how far
+    a download is, no event tells.
+    """
     previous = live.get("status") or {}
     rendered = render(service)
     wanted = [each["kind"] for each in rendered if each["kind"] not in ROUTES]
@@ -239,7 +241,11 @@ async def _reconcile_valid(
         means.loads.watch(live, seen)
     facts = read_facts(service, deployment, seen, problem=problem, fit=fit)
     facts = replace(facts, routing=routing)
-    return decide_status(service, facts, previous, now()), is_impatient(deployment, facts)
+    fetching = any(pod.fetching for pod in facts.current)
+    if fetching and means.loads is not None:
+        facts = replace(facts, download=await means.loads.describe_downloads(seen))
+    impatient = fetching or is_impatient(deployment, facts)
+    return decide_status(service, facts, previous, now()), impatient
 
 
 async def _tell(kube: Kube, live: dict[str, Any], change: str, now: str) -> None:

@@ -12,6 +12,7 @@ from octavo_operator import names
 from octavo_operator.conditions import Condition
 from octavo_operator.gpu_room import Room
 from octavo_operator.kube import KubeError
+from octavo_operator.pod_loads import PodLoads
 from octavo_operator.reconcile import Means, reconcile
 
 Object = dict[str, Any]
@@ -27,6 +28,7 @@ class MemoryCluster:
         self.fit: Condition | None = None
         self.room: Room | None = None
         self.looks = 0
+        self.loads: Any = None  # what answers for the pods: `get` of PodHttp
         self.refused: tuple[str, ...] = ()  # kinds
         self.hidden: tuple[str, ...] = ()  # kinds that may not be read
         self.absent: tuple[str, ...] = ()  # kinds whose CRDs are not there
@@ -67,6 +69,7 @@ class MemoryCluster:
                 means=Means(
                     look=None if self.fit is None else look,
                     room=None if self.room is None else find_room,
+                    loads=None if self.loads is None else PodLoads(kube, self.loads),
                 ),
                 now=lambda: self.now,
             )

@@ -9,6 +9,7 @@ from typing import Any
 from octavo_operator import names
 from octavo_operator.drain import PRE_STOP_SECONDS, grace_seconds
 from octavo_operator.render.arguments import locate, render_arguments
+from octavo_operator.render.fetch import with_fetch
 from octavo_operator.render.merge import merge
 from octavo_operator.render.probes import render_probes, startup_seconds
 from octavo_operator.render.settings import settings_text
@@ -180,6 +181,7 @@ def render_pod_template(service: InferenceService, image: str) -> dict[str, Any]
             {"key": names.GPU_RESOURCE, "operator": "Exists", "effect": "NoSchedule"}
         ]
     template = merge({"metadata": {}, "spec": pod}, service.spec.pod_template)
+    template["spec"] = with_fetch(service, template["spec"])
     metadata = merge(template["metadata"], {"labels": names.labels(service.name)})
     # The revision is ours, and {} is as good as nothing: two writings of one template.
     annotations = dict(metadata.pop("annotations", None) or {})
