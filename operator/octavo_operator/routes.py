@@ -94,11 +94,11 @@ class Routes:
                 applied = await apply(self._kube, self._service, manifest, before)
             except Refused as error:
                 reason = FORBIDDEN if error.problem.reason == FORBIDDEN else ROUTE_REFUSED
-                return await self._explain(kind, reason, error.problem.message)
+                return await self._explain(reason, error.problem.message)
             except KubeError as error:
                 if error.code == 409:
                     raise  # it was replaced meanwhile: the next pass knows more
-                return await self._explain(kind, _reason(error), f"{kind}: {error}")
+                return await self._explain(_reason(error), f"{kind}: {error}")
             if changed := describe_foreign_change(before, applied):
                 self.told.append(changed)
             self._live[kind] = applied
@@ -123,11 +123,10 @@ class Routes:
                     return _no(_reason(error), words + _hint(_reason(error)))
         return None
 
-    async def _explain(self, kind: str, reason: str, message: str) -> Condition:
-        """Why `kind` cannot be made: for want of the APIs, whatever else was said, or as said."""
-        if not await self._is_served(kind):
-            lacking = [each for each in self._wanted if not await self._is_served(each)]
-            crds = " and ".join(crd_name(ROUTES[each], each) for each in lacking or [kind])
+    async def _explain(self, reason: str, message: str) -> Condition:
+        """Why one cannot be made: for want of the APIs, whatever else was said, or as said."""
+        if lacking := [each for each in self._wanted if not await self._is_served(each)]:
+            crds = " and ".join(crd_name(ROUTES[each], each) for each in lacking)
             return _no(
                 MISSING_CRDS,
                 f"the cluster has no {crds}: install the CRDs, or remove what asks for them from "

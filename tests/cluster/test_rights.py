@@ -6,17 +6,21 @@ import copy
 import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
+from octavo_operator.render import ROUTES
 from tests.cluster.cluster import Cluster, wait_for
 from tests.cluster.hollow import Behaviour
 from tests.cluster.kube_api import Client, Object, path_of
 from tests.cluster.node_agent import Node
 from tests.cluster.operator_process import RIGHTS, Operator, environment
 from tests.cluster.processes import Daemon
+from tests.cluster.route_apis import RIGHTS as ROUTING_RIGHTS
+from tests.cluster.route_apis import RouteApis
 from tests.cluster.test_e2e import API, condition, make, manifest
 from tests.cluster.test_loads import LOADS, servers  # noqa: F401
 
@@ -40,9 +44,9 @@ others the operator's log tells: without them it cannot know of a service, or ca
 """
 
 
-def all_rules() -> Rules:
+def all_rules(file: Path = RIGHTS) -> Rules:
     """Those of the ClusterRole and of the Role, as one."""
-    documents = yaml.safe_load_all(RIGHTS.read_text())
+    documents = yaml.safe_load_all(file.read_text())
     return [rule for each in documents for rule in each.get("rules", ())]
 
 
@@ -75,7 +79,7 @@ class Scene:
         rules: Rules,
         *,
         everywhere: bool = False,
-        replicas: int | None = None,
+        **spec: Any,
     ) -> None:
         self._client, self._namespace = client, name
         self._served = f"{name}-served" if everywhere else name
@@ -85,7 +89,6 @@ class Scene:
         beyond = [rule for rule in rules if reaches_beyond(rule, everywhere)]
         self._grant("Role", name, [rule for rule in rules if rule not in beyond])
         self._grant("ClusterRole", None, beyond)
-        spec = {"replicas": replicas} if replicas else {}
         make(client, self._served, manifest("a", networkPolicy={}, **spec))
         self.service = path_of(API, "InferenceService", self._served, "a")
         variables = environment(cluster.service_account_kubeconfig(name, "operator"))
@@ -120,6 +123,19 @@ class Scene:
             and missing(right) in said["message"]
             and any(missing(right) in each["message"] for each in events)
         )
+
+    def says(self, reason: str, words: str = "") -> bool:
+        """RoutingReady does."""
+        said = condition(self._client.get(self.service), "RoutingReady")
+        return said.get("reason") == reason and words in said["message"]
+
+    def silent_about_routes(self) -> bool:
+        """There are none, and the status does not speak of them."""
+        paths = (path_of(ROUTES[kind], kind, self._served, "a") for kind in ROUTES)
+        return (
+            not condition(self._client.get(self.service), "RoutingReady")
+            and not any(self._client.find(path) for path in paths)
+        )  # fmt: skip
 
     def works(self) -> bool:
         """The pass is written, said in an event, and the lease was renewed."""
@@ -270,6 +286,52 @@ def test_the_rights_of_an_operator_of_all_namespaces(
     with ThreadPoolExecutor(AT_ONCE) as pool:
         for complaint in pool.map(outcome, range(len(cases))):
             assert "at the cluster scope" in complaint
+
+
+ROUTED = {
+    "gateways": [{"name": "public"}],
+    "inferencePool": {"endpointPicker": {"name": "picker"}},
+}
+
+
+@pytest.mark.usefixtures("no_other")
+def test_the_rights_on_routes(
+    cluster: Cluster, client: Client, namespace: str, route_apis: RouteApis
+) -> None:
+    """Each that is missing is told in RoutingReady; a watch in the log: passes do its work."""
+    route_apis.install()
+    rules, routing = all_rules(), all_rules(ROUTING_RIGHTS)
+    cases = [(removed, rules + left) for removed, left in without_each(routing)]
+    assert len(cases) == 10
+    cases += [("", rules + routing), ("", rules + routing)]
+
+    def outcome(index: int) -> str:
+        removed, left = cases[index]
+        verb = removed.partition(" ")[0]
+        name, everywhere = f"{namespace}-{index}", index == len(cases) - 1
+        scene = Scene(cluster, client, name, left, everywhere=everywhere, routing=ROUTED)
+        try:
+            if verb in ("get", "create", "patch"):
+                words = missing(removed)
+                wait_for(words, lambda: scene.says("Forbidden", words), SECONDS, scene.complaint)
+                return removed
+            wait_for("both", lambda: scene.says("AwaitingGateway"), SECONDS, scene.complaint)
+            if verb == "watch":
+                wait_for(removed, lambda: scene.complaint(removed), SECONDS)
+                return removed
+            client.patch(scene.service, {"spec": {"routing": None}})
+            if verb == "delete":
+                words = missing(removed)
+                wait_for(words, lambda: scene.says("Forbidden", words), SECONDS, scene.complaint)
+                return removed
+            wait_for("silence", lambda: scene.silent_about_routes(), SECONDS, scene.complaint)
+            assert scene.complaint() == ""
+            return removed
+        finally:
+            scene.end()
+
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        assert list(pool.map(outcome, range(len(cases)))) == [each for each, _ in cases]
 
 
 @pytest.mark.parametrize("word", ["*", "secrets", "escalate", "impersonate", "bind"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -12,7 +13,7 @@ from kubernetes.aio.client import Configuration
 from tests.operator.test_metrics import free_port
 
 from octavo_operator import kube as module
-from octavo_operator.kube import ATTEMPTS, Kube, KubeError
+from octavo_operator.kube import ATTEMPTS, Kube, KubeError, crd_name
 
 POD = {
     "apiVersion": "v1",
@@ -103,3 +104,54 @@ def test_what_may_have_been_created_is_not_created_twice(waits: list[float]) -> 
     assert (found.code, given) == (503, 1)
     created, given = talk([refusal(429), web.json_response(POD)], lambda kube: kube.create(POD))
     assert (created, given) == (POD, 2)
+
+
+ROUTES = ("gateway.networking.k8s.io/v1", "HTTPRoute")
+
+
+def watched(*events: dict[str, Any], code: int = 200) -> tuple[list[tuple[str, str]], Any]:
+    """(type, name) of each event that a watch gave, and the error that ended it."""
+    found: list[tuple[str, str]] = []
+
+    async def ask(kube: Kube) -> None:
+        async for what, each in kube.watch(*ROUTES, "ns", "octavo.dev/service", "7"):
+            found.append((what, each["metadata"]["name"]))
+
+    body = "".join(json.dumps(each) + "\n" for each in events)
+    error, _ = talk([web.Response(text=body, status=code)], ask)
+    return found, error
+
+
+def test_a_watch_gives_what_it_is_told_until_it_ends() -> None:
+    large = {"metadata": {"name": "a" * 500_000}}
+    events = [
+        {"type": "ADDED", "object": large},
+        {"type": "DELETED", "object": {"metadata": {"name": "b"}}},
+    ]
+    assert watched(*events) == ([("ADDED", "a" * 500_000), ("DELETED", "b")], None)
+
+
+def test_a_watch_that_cannot_go_on_says_why() -> None:
+    gone = {"type": "ERROR", "object": {"code": 410, "reason": "Expired", "message": "too old"}}
+    found, error = watched({"type": "ADDED", "object": {"metadata": {"name": "a"}}}, gone)
+    assert found == [("ADDED", "a")]
+    assert (error.code, error.reason) == (410, "Expired")
+    _, error = watched({"message": "no"}, code=403)
+    assert error.code == 403
+
+
+@pytest.mark.parametrize(
+    ("answer", "served"),
+    [
+        (web.json_response({"resources": [{"kind": "HTTPRoute"}]}), True),
+        (web.json_response({"resources": [{"kind": "GRPCRoute"}]}), False),
+        (web.Response(text="404 page not found", status=404), False),
+    ],
+    ids=["served", "not this kind", "no such group"],
+)
+def test_whether_a_kind_is_served(answer: web.Response, served: bool) -> None:
+    assert talk([answer], lambda kube: kube.serves(*ROUTES)) == (served, 1)
+
+
+def test_a_crds_name() -> None:
+    assert crd_name(*ROUTES) == "httproutes.gateway.networking.k8s.io"

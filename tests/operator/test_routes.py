@@ -8,6 +8,7 @@ import pytest
 from tests.operator.memory_cluster import MemoryCluster
 
 from octavo_operator import names
+from octavo_operator.kube import KubeError
 
 GATEWAYS = [{"name": "public"}]
 ROUTE = {"gateways": GATEWAYS}
@@ -153,6 +154,33 @@ def test_what_cannot_be_deleted_is_not_forgotten(right: str) -> None:
     setattr(cluster, right, ())
     assert "RoutingReady" not in cluster.pass_over()
     assert "HTTPRoute" not in cluster.objects
+
+
+class Refusing(MemoryCluster):
+    """Answers an apply of an HTTPRoute with this code."""
+
+    code = 422
+
+    async def apply(self, manifest: dict[str, Any]) -> dict[str, Any]:
+        if manifest["kind"] == "HTTPRoute":
+            raise KubeError(self.code, "", "spec.parentRefs is odd")
+        return await super().apply(manifest)
+
+
+@pytest.mark.parametrize("code", [422, 500])
+def test_what_the_api_server_says_is_passed_on(code: int) -> None:
+    cluster = Refusing(routing=ROUTE)
+    cluster.code = code
+    status, reason, message = routing(cluster)
+    assert (status, reason) == ("False", "RouteRefused") and "is odd" in message
+    assert cluster.deployment and cluster.again is not None
+
+
+def test_one_that_was_replaced_meanwhile_is_looked_at_again() -> None:
+    cluster = Refusing(routing=ROUTE)
+    cluster.code = 409
+    with pytest.raises(KubeError):
+        cluster.pass_over()
 
 
 def test_what_somebody_else_made_is_left_alone() -> None:
