@@ -131,6 +131,8 @@ class MemoryCluster:
         return copy.deepcopy(self.objects[manifest["kind"]])
 
     async def delete(self, live: Object) -> None:
+        if live["kind"] in self.refused:
+            raise KubeError(403, "Forbidden", f"{live['kind']} is forbidden")
         del self.objects[live["kind"]]
 
     async def scale(self, _: Object, replicas: int) -> None:

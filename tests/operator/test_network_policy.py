@@ -149,6 +149,21 @@ def test_a_policy_that_is_refused_is_told() -> None:
     assert "NetworkPolicy tiny" in conditions["WorkloadReady"]["message"]
 
 
+def test_one_that_may_not_be_deleted_is_told_and_holds_nothing_else_up() -> None:
+    cluster = MemoryCluster(networkPolicy={})
+    cluster.pass_over()
+    cluster.refused = ("NetworkPolicy",)
+    cluster.edit(networkPolicy=None, replicas=2)
+    conditions = cluster.pass_over()
+    assert conditions["WorkloadReady"]["reason"] == "Forbidden"
+    assert "NetworkPolicy tiny" in conditions["WorkloadReady"]["message"]
+    assert cluster.deployment["spec"]["replicas"] == 2
+    assert cluster.again is not None
+    cluster.refused = ()
+    assert cluster.pass_over()["WorkloadReady"]["reason"] != "Forbidden"
+    assert "NetworkPolicy" not in cluster.objects
+
+
 def test_the_client_knows_where_each_kind_is() -> None:
     for kind, version in {**ALWAYS, **SOMETIMES}.items():
         assert path_of(version, kind, "ns", "tiny").endswith("s/tiny")
