@@ -23,6 +23,7 @@ NO_ACCELERATOR = "NoAccelerator"
 
 # Reasons of a pass through: not ready yet, nothing wrong.
 NO_POD = "NoPod"
+DOWNLOADING = "Downloading"
 LOADING = "Loading"
 PROGRESSING = "Progressing"
 ROLLING_OUT = "RollingOut"
@@ -60,7 +61,9 @@ BEING_READ = "BeingRead"
 # any other CamelCase word it sends is passed on).
 OUT_OF_MEMORY = "OutOfMemory"
 
-PASSING = frozenset({NO_POD, LOADING, PROGRESSING, ROLLING_OUT, SCALED_TO_ZERO, SUSPENDED})
+PASSING = frozenset(
+    {NO_POD, DOWNLOADING, LOADING, PROGRESSING, ROLLING_OUT, SCALED_TO_ZERO, SUSPENDED}
+)
 """Reasons that no warning is due for."""
 
 Status = Literal["True", "False", "Unknown"]

@@ -8,6 +8,7 @@ from typing import Any
 
 from octavo_operator import conditions, names
 from octavo_operator.conditions import WORKLOAD_READY, Condition, Problem
+from octavo_operator.downloads import is_fetching
 from octavo_operator.pod_problems import count_restarts, find_problem
 
 
@@ -16,7 +17,8 @@ class PodFacts:
     """A pod that has not ended; `revision` is that of the settings it was rendered from.
 
     `restarts` are those of the container that was started most often. `created` is RFC 3339, as is
-    `scheduled`, when it got its node ("" until then).
+    `scheduled`, when it got its node ("" until then). `fetching`: its first container downloads the
+    model.
     """
 
     name: str
@@ -26,6 +28,7 @@ class PodFacts:
     restarts: int = 0
     created: str = ""
     scheduled: str = ""
+    fetching: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,6 +40,7 @@ class Facts:
     `problem` concerns the whole service (a refused apply, a name that is taken, refused pods) and
     outweighs those of single pods; a rollout that stands still (Stalled) does not. `ending` counts
     pods that are being deleted. `failed` is what the newest pod failed of that the kubelet gave up.
+    `download` says how far the pods are that fetch the model.
     """
 
     wanted: int = 0
@@ -49,6 +53,7 @@ class Facts:
     problem: Problem | None = None
     failed: Problem | None = None
     fit: Condition | None = None
+    download: str = ""
 
     @property
     def refusal(self) -> Problem | None:
@@ -132,6 +137,7 @@ def _read_pod(pod: Mapping[str, Any]) -> PodFacts:
         restarts=count_restarts(pod),
         created=metadata.get("creationTimestamp") or "",
         scheduled=placed.get("lastTransitionTime") or "" if placed.get("status") == "True" else "",
+        fetching=is_fetching(pod),
     )
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 from octavo_operator import conditions, names
 from octavo_operator.conditions import FITS_ACCELERATOR, Condition
@@ -12,7 +14,7 @@ from octavo_server.distributed.shard import sizes_that_work
 from octavo_server.errors import StartupError
 from octavo_server.gpu_plan import EngineSettings, GpuPlan, plan_gpu, smallest_that_fits
 from octavo_server.memory_plan import plan_blocks, readable_bytes
-from octavo_server.model_config import ModelConfig
+from octavo_server.model_config import ModelConfig, parse_config
 
 _MIB = 1 << 20
 
@@ -23,6 +25,14 @@ class Unread:
 
     reason: str
     message: str
+
+
+def read_stated(config: Mapping[str, Any]) -> ModelConfig | Unread:
+    """spec.model.config."""
+    try:
+        return parse_config(config)
+    except StartupError as error:
+        return Unread(conditions.MODEL_NOT_READABLE, f"spec.model.config: {error}")
 
 
 def decide_fit(

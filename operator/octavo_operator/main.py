@@ -24,7 +24,7 @@ import kopf
 from octavo_operator import names
 from octavo_operator.accelerators import Accelerators
 from octavo_operator.conditions import Condition
-from octavo_operator.fit import Unread, decide_fit
+from octavo_operator.fit import Unread, decide_fit, read_stated
 from octavo_operator.gpu_room import GpuRoom
 from octavo_operator.health import Health
 from octavo_operator.hub import NOT_ON_THE_HUB, HubConfigs
@@ -257,8 +257,10 @@ async def serve(
             return decide_fit(service, None, ())
         asked = service.spec.model
         model: ModelConfig | Unread | None = NOT_ON_THE_HUB
+        if asked.config is not None:
+            model = read_stated(asked.config)
         # An address of the manifest's is not the operator's to ask: it may be anything in reach.
-        if asked.endpoint is None:
+        elif asked.endpoint is None:
             model = configs.get(asked.source, (service.namespace, service.name))
         defaults = render_defaults(options.defaults, service)["spec"]
         pod_spec = merge(defaults, service.spec.pod_template.get("spec") or {})

@@ -10,6 +10,7 @@ PLURAL = "inferenceservices"
 
 FIELD_MANAGER = "octavo"
 CONTAINER = "octavo"
+FETCH_CONTAINER = "fetch"
 PORT = 8000
 PORT_NAME = "http"
 SERVICE_PORT = 80

@@ -11,12 +11,15 @@ from collections.abc import Mapping
 from typing import Any
 
 from octavo_operator import names
+from octavo_operator.downloads import describe, is_fetching, parse_progress
 from octavo_operator.kube import Kube, KubeError, KubeUnreachable
 from octavo_operator.pod_http import PodHttp
 from octavo_operator.pod_load import PodLoad, parse_load, report
 from octavo_operator.queue import Key
 
 EVERY_SECONDS = 15.0
+
+_DOWNLOADS = 8
 
 AT_ONCE = 32
 """Pods asked, and statuses written, at a time."""
@@ -66,6 +69,14 @@ class PodLoads:
             if load is not None
         }
 
+    async def describe_downloads(self, pods: list[dict[str, Any]]) -> str:
+        """Of the pods that fetch the model, now: at most a few are asked, for 2 s at most."""
+        asked = [each for pod in pods if is_fetching(pod) and (each := _ip(pod))][:_DOWNLOADS]
+        answers = await asyncio.gather(
+            *(self._http.get(ip, names.PORT, "/progress") for ip in asked)
+        )
+        return describe(map(parse_progress, answers))
+
     async def _ask(self, ip: str) -> PodLoad | None:
         if not ip:
             return None
@@ -101,4 +112,8 @@ def serving_ip(pod: Mapping[str, Any]) -> str:
         each.get("type") == "Ready" and each.get("status") == "True"
         for each in status.get("conditions") or ()
     )
-    return str(status.get("podIP") or "") if ready else ""
+    return _ip(pod) if ready else ""
+
+
+def _ip(pod: Mapping[str, Any]) -> str:
+    return str((pod.get("status") or {}).get("podIP") or "")

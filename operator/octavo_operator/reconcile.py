@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
 from typing import Any
@@ -159,7 +159,9 @@ async def _reconcile_valid(
     installation: Installation,
     now: Callable[[], str],
 ) -> tuple[dict[str, Any], bool]:
-    """The status, and whether to look again soon: patience with a pod ends by the clock."""
+    """The status, and whether to look again soon: of the end of patience with a pod, and of how far
+    a download is, no event tells.
+    """
     previous = live.get("status") or {}
     wanted = [each["kind"] for each in render(service)]
     objects = await observe_objects(kube, service, wanted)
@@ -238,7 +240,11 @@ async def _reconcile_valid(
     if means.loads is not None:
         means.loads.watch(live, seen)
     facts = read_facts(service, deployment, seen, problem=problem, fit=fit)
-    return decide_status(service, facts, previous, now()), is_impatient(deployment, facts)
+    fetching = any(pod.fetching for pod in facts.current)
+    if fetching and means.loads is not None:
+        facts = replace(facts, download=await means.loads.describe_downloads(seen))
+    impatient = fetching or is_impatient(deployment, facts)
+    return decide_status(service, facts, previous, now()), impatient
 
 
 def diff(previous: dict[str, Any], status: dict[str, Any]) -> dict[str, Any] | None:

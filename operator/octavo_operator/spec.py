@@ -47,6 +47,7 @@ class Model:
     revision: str | None = None
     endpoint: str | None = None
     chat_template: str | None = None
+    config: Mapping[str, Any] | None = None
     secret_ref: SecretRef | None = None
 
     @property

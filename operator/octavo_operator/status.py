@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from octavo_operator import conditions, names
+from octavo_operator import conditions, downloads, names
 from octavo_operator.conditions import (
     AUTOSCALING_READY,
     MODEL_READY,
@@ -116,6 +116,10 @@ def decide_model(facts: Facts) -> Condition:
             return Condition(MODEL_READY, "False", pod.problem.reason, pod.problem.message)
     if facts.failed is not None and facts.failed.type == MODEL_READY and not facts.current:
         return Condition(MODEL_READY, "False", facts.failed.reason, facts.failed.message)
+    if any(pod.fetching for pod in facts.current):
+        return Condition(
+            MODEL_READY, "False", conditions.DOWNLOADING, facts.download or downloads.UNKNOWN
+        )
     if all(pod.problem is not None for pod in facts.current):
         return Condition(
             MODEL_READY, "Unknown", conditions.NO_POD, "no pod runs yet that could load the model"

@@ -29,6 +29,11 @@ COMMANDS: dict[str, Entry] = {
     "serve": Entry(
         "octavo_server.api.serve:command", "Serve a model over the OpenAI-compatible API.", "server"
     ),
+    "fetch": Entry(
+        "octavo_server.fetch_command:command",
+        "Fetch a model from the Hub into the servers' cache.",
+        "server",
+    ),
     "plan": Entry(
         "octavo_server.plan_command:command",
         "Say what a model needs of each GPU, and whether it fits.",

@@ -46,7 +46,7 @@ def hub(operator: Operator) -> Iterator[None]:
 def test_what_fits_what_does_not_and_what_never_will(
     client: Client, namespace: str, nodes: Callable[..., Node]
 ) -> None:
-    nodes(gpus=8, script=steady, labels={"nvidia.com/gpu.memory": "15360"})
+    nodes(gpus=9, script=steady, labels={"nvidia.com/gpu.memory": "15360"})
 
     def fit(name: str) -> Callable[[], dict[str, Any] | None]:
         def look() -> dict[str, Any] | None:
@@ -65,13 +65,16 @@ def test_what_fits_what_does_not_and_what_never_will(
     for name, engine in specs.items():
         make(client, namespace, manifest(name, engine))
     make(client, namespace, manifest("gated", {}, model={"uri": "hf://example/gated"}))
-    found = {name: wait_for(name, fit(name)) for name in (*specs, "gated")}
+    told = {"uri": "hf://example/gated", "config": MISTRAL}
+    make(client, namespace, manifest("told", {}, model=told))
+    found = {name: wait_for(name, fit(name)) for name in (*specs, "gated", "told")}
     assert {name: (each["status"], each["reason"]) for name, each in found.items()} == {
         "one": ("False", "DoesNotFit"),
         "two": ("True", "Fits"),
         "three": ("False", "InvalidTensorParallelSize"),
         "cpu": ("True", "NoAccelerator"),
         "gated": ("Unknown", "GatedModel"),
+        "told": ("False", "DoesNotFit"),
     }
     assert "spec.engine.tensorParallelSize 2 is the smallest that fits" in found["one"]["message"]
 

@@ -146,7 +146,17 @@ def test_flags_and_fields_are_the_same_settings() -> None:
         spec[parent][name] = value
         added = set(render_arguments(parse({**MANIFEST, "spec": spec}))) - set(plain)
         assert {each.partition("=")[0] for each in added} == set(told[path]), path
-    typed = {"uri", "secretRef", "endpoint", "extraArgs", "env", "image", "version", "device"}
+    typed = {
+        "uri",
+        "secretRef",
+        "endpoint",
+        "config",
+        "extraArgs",
+        "env",
+        "image",
+        "version",
+        "device",
+    }
     fields = {
         f"{parent}.{name}"
         for parent in ("model", "engine")

@@ -13,6 +13,7 @@ from octavo_operator.conditions import Condition
 from octavo_operator.gpu_room import Room
 from octavo_operator.installation import Installation
 from octavo_operator.kube import KubeError
+from octavo_operator.pod_loads import PodLoads
 from octavo_operator.reconcile import Means, reconcile
 
 Object = dict[str, Any]
@@ -28,6 +29,7 @@ class MemoryCluster:
         self.fit: Condition | None = None
         self.room: Room | None = None
         self.looks = 0
+        self.loads: Any = None  # what answers for the pods: `get` of PodHttp
         self.refused: tuple[str, ...] = ()  # kinds
         self.again: float | None = None
         self.image = "octavo-server:1"
@@ -68,6 +70,7 @@ class MemoryCluster:
                 means=Means(
                     look=None if self.fit is None else look,
                     room=None if self.room is None else find_room,
+                    loads=None if self.loads is None else PodLoads(kube, self.loads),
                 ),
                 installation=self.installation,
                 now=lambda: self.now,

@@ -8,7 +8,7 @@ import pytest
 from tests.operator.services import service
 from tests.server.models.published_configs import LLAMA, MISTRAL
 
-from octavo_operator.fit import Unread, decide_fit
+from octavo_operator.fit import Unread, decide_fit, read_stated
 from octavo_server.model_config import ModelConfig, parse_config
 
 H100, L4, T4 = 81559, 23034, 15360
@@ -82,3 +82,23 @@ def test_a_slice_of_a_gpu_is_not_judged_as_a_whole_one() -> None:
     found = decide_fit(service(resources=limits), LARGE, (H100,))
     assert (found.status, found.reason) == ("Unknown", "NoGpuMemoryLabels")
     assert "nvidia.com/mig-1g.10gb" in found.message
+
+
+def test_a_config_of_the_manifest_is_as_good_as_the_hubs() -> None:
+    stated = service(model={"config": MISTRAL}).spec.model.config
+    assert stated is not None
+    assert read_stated(stated) == LARGE
+
+
+@pytest.mark.parametrize(
+    ("config", "words"),
+    [
+        ({}, "model type None is not supported"),
+        ({**MISTRAL, "hidden_size": "large"}, "hidden_size"),
+    ],
+)
+def test_a_config_of_the_manifest_that_is_none(config: dict[str, Any], words: str) -> None:
+    found = read_stated(config)
+    assert isinstance(found, Unread)
+    assert found.reason == "ModelNotReadable"
+    assert found.message.startswith("spec.model.config: ") and words in found.message

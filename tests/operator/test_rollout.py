@@ -8,7 +8,7 @@ import pytest
 from tests.operator.services import service
 
 from octavo_operator import names
-from octavo_operator.render import render
+from octavo_operator.render import render, render_deployment
 from octavo_operator.render.settings import OPERATOR_CHANGED
 from octavo_operator.rollout import CREATED, decide_cause, rolls, with_cause
 
@@ -131,3 +131,11 @@ def test_large_environments_fit_into_the_annotations() -> None:
     annotations = large("x")["metadata"]["annotations"]
     assert sum(len(key) + len(value) for key, value in annotations.items()) < 20_000
     assert "spec.engine.env[V0].value: changed" in decide_cause(large("x"), large("y"))
+
+
+def test_what_the_operator_alone_reads_rolls_nothing() -> None:
+    without, told = (
+        render_deployment(service(model=model), image="i", replicas=1)
+        for model in ({}, {"config": {"hidden_size": 1}})
+    )
+    assert without == told

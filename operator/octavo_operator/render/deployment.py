@@ -12,6 +12,7 @@ from octavo_operator.installation import Installation
 from octavo_operator.pod_defaults import PodDefaults
 from octavo_operator.render.arguments import locate, render_arguments
 from octavo_operator.render.defaults import default_env, render_defaults
+from octavo_operator.render.fetch import with_fetch
 from octavo_operator.render.merge import merge
 from octavo_operator.render.probes import render_probes, startup_seconds
 from octavo_operator.render.settings import settings_text
@@ -195,6 +196,7 @@ def render_pod_template(
         ]
     template = merge({"metadata": {}, "spec": pod}, render_defaults(defaults, service))
     template = merge(template, service.spec.pod_template)
+    template["spec"] = with_fetch(service, template["spec"])
     metadata = merge(template["metadata"], {"labels": names.labels(service.name)})
     # The revision is ours, and {} is as good as nothing: two writings of one template.
     annotations = dict(metadata.pop("annotations", None) or {})

@@ -39,8 +39,10 @@ def settings_text(service: InferenceService, image: str) -> str:
         template = hashlib.sha256(canonical.encode()).hexdigest()
     engine = _shorten({**_plain(spec.engine), "image": image})
     engine.pop("version", None)  # it is in the image
+    # What the operator alone reads shapes no pod.
+    model = {key: value for key, value in _plain(spec.model).items() if key != "config"}
     settings = {
-        "model": _shorten(_plain(spec.model)),
+        "model": _shorten(model),
         "engine": engine,
         "resources": _plain(spec.resources),
         "cache": _plain(spec.cache),

@@ -18,7 +18,7 @@ from octavo_server.api.chat_template import read_chat_template
 from octavo_server.api.settings import MIB, ServeSettings
 from octavo_server.api.signals import EarlySignals
 from octavo_server.api.sizes import Size
-from octavo_server.api.termination import write_termination
+from octavo_server.api.termination import TellingCommand, write_termination
 from octavo_server.api.without_torch import hide_torch
 from octavo_server.config import BLOCK_SIZES, EngineConfig
 from octavo_server.engine.early import spawn
@@ -28,20 +28,9 @@ from octavo_server.llm_arguments import check_ranges
 _BACKLOG = 2048  # connections that wait while the loop is busy
 
 
-class ServeCommand(click.Command):
-    """Wrong flags (of a manifest's extraArgs, say) go to the termination message as well."""
-
-    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        try:
-            return super().parse_args(ctx, args)
-        except click.UsageError as error:
-            write_termination(InvalidSettings.reason, error.format_message())
-            raise
-
-
 @click.command(
     name="serve",
-    cls=ServeCommand,
+    cls=TellingCommand,
     help="Serve MODEL: a folder, a .gguf file or a Hub id (ORG/NAME).",
 )
 @click.argument("model_tag", metavar="MODEL", required=False)

@@ -6,6 +6,10 @@ import json
 import os
 from pathlib import Path
 
+import click
+
+from octavo_server.errors import InvalidSettings
+
 _DEFAULT_PATH = "/dev/termination-log"
 _MAX_BYTES = 4096  # what a kubelet keeps
 
@@ -36,3 +40,14 @@ def termination_line(reason: str, message: str) -> bytes:
         if excess <= 0:
             return encoded
         message = message[: -max(8, excess // 4 + 4)] + "..."
+
+
+class TellingCommand(click.Command):
+    """Wrong flags (of a manifest's extraArgs, say) go to the termination message as well."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        try:
+            return super().parse_args(ctx, args)
+        except click.UsageError as error:
+            write_termination(InvalidSettings.reason, error.format_message())
+            raise

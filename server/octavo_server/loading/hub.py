@@ -18,6 +18,7 @@ from octavo_server.errors import (
     UnsupportedModel,
 )
 from octavo_server.loading.json_file import read_json
+from octavo_server.loading.meter import Meter
 from octavo_server.loading.safetensors import INDEX, index_names, weight_files
 from octavo_server.model_config import parse_config
 
@@ -28,12 +29,15 @@ _LEFT_OUT = ["consolidated*", "adapter_*", "*/*"]
 _PROGRESS_SECONDS = 2.0
 
 
-def fetch_snapshot(config: EngineConfig, progress: Callable[[str], None]) -> Path:
+def fetch_snapshot(
+    config: EngineConfig, progress: Callable[[str], None], meter: Meter | None = None
+) -> Path:
     """Download what is missing of `config.model` at `config.revision`; the snapshot's folder.
 
     Small files come first, so that a model Octavo cannot serve is refused before its weights are
     fetched. A connection that breaks is resumed; a start that fails keeps the files it completed.
-    Where the Hub does not answer, a complete snapshot in the cache serves.
+    Where the Hub does not answer, a complete snapshot in the cache serves. `meter` counts the
+    weights' bytes.
     """
     folder = _download(config, _TEXTS, config.revision, progress)
     if not (folder / "config.json").is_file():
@@ -47,7 +51,9 @@ def fetch_snapshot(config: EngineConfig, progress: Callable[[str], None]) -> Pat
     started = time.monotonic()
     index = folder / INDEX
     wanted = index_names(index) if index.is_file() else _WEIGHTS
-    _download(config, wanted, folder.name, progress)
+    if meter is not None:
+        _measure(config, wanted, folder.name, meter)
+    _download(config, wanted, folder.name, progress, meter)
     if not any(folder.glob("*.safetensors")):
         raise UnsupportedModel(
             f"{config.model} has no safetensors on the Hub; convert its weights "
@@ -59,8 +65,34 @@ def fetch_snapshot(config: EngineConfig, progress: Callable[[str], None]) -> Pat
     return folder
 
 
+def _measure(config: EngineConfig, patterns: list[str], revision: str, meter: Meter) -> None:
+    """Tells the meter what there is to fetch. Why it cannot, the download itself will say."""
+    import httpx
+    from huggingface_hub import snapshot_download
+
+    try:
+        files: Any = snapshot_download(
+            config.model,
+            revision=revision,
+            cache_dir=config.download_dir,
+            allow_patterns=patterns,
+            ignore_patterns=_LEFT_OUT,
+            tqdm_class=_progress_class(config.model, lambda _: None),
+            endpoint=os.environ.get("HF_ENDPOINT"),
+            dry_run=True,
+        )
+    except (httpx.HTTPError, OSError, ValueError):
+        return
+    sizes = [(each.file_size, each.is_cached) for each in files]
+    meter.expect(sum(size for size, _ in sizes), sum(size for size, cached in sizes if cached))
+
+
 def _download(
-    config: EngineConfig, patterns: list[str], revision: str | None, progress: Callable[[str], None]
+    config: EngineConfig,
+    patterns: list[str],
+    revision: str | None,
+    progress: Callable[[str], None],
+    meter: Meter | None = None,
 ) -> Path:
     import httpx
     from huggingface_hub import snapshot_download
@@ -73,7 +105,7 @@ def _download(
             cache_dir=config.download_dir,
             allow_patterns=patterns,
             ignore_patterns=_LEFT_OUT,
-            tqdm_class=_progress_class(config.model, progress),
+            tqdm_class=_progress_class(config.model, progress, meter),
             endpoint=os.environ.get("HF_ENDPOINT"),
             local_files_only=_offline(),
         )
@@ -137,7 +169,7 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
         error = error.__cause__ or error.__context__
 
 
-def _progress_class(model: str, progress: Callable[[str], None]) -> Any:
+def _progress_class(model: str, progress: Callable[[str], None], meter: Meter | None = None) -> Any:
     """A bar that prints a line now and then; huggingface_hub adds the bytes of all files to it."""
     from tqdm.auto import tqdm  # type: ignore[import-untyped]
 
@@ -151,6 +183,8 @@ def _progress_class(model: str, progress: Callable[[str], None]) -> Any:
             self.total = kwargs.get("total")
 
         def update(self, n: float | None = 1) -> None:
+            if self.counts_bytes and meter is not None:
+                meter.add(n or 0)
             with self.guard:
                 self.done += n or 0
                 now = time.monotonic()

@@ -10,6 +10,7 @@ from typing import Literal
 
 from octavo_server.config import EngineConfig
 from octavo_server.errors import ModelNotFound, UnsupportedModel
+from octavo_server.loading.meter import Meter
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9_][\w.-]*)?")
 
@@ -27,8 +28,10 @@ class ModelSource:
     name: str
 
 
-def resolve_source(config: EngineConfig, progress: Callable[[str], None]) -> ModelSource:
-    """Find the files, downloading them if `config.model` is a Hub id.
+def resolve_source(
+    config: EngineConfig, progress: Callable[[str], None], meter: Meter | None = None
+) -> ModelSource:
+    """Find the files, downloading them if `config.model` is a Hub id; `meter` counts their bytes.
 
     Raises ModelNotFound, GatedModel, HubUnreachable, UnsupportedModel or CorruptModel.
     """
@@ -45,7 +48,7 @@ def resolve_source(config: EngineConfig, progress: Callable[[str], None]) -> Mod
         )
     from octavo_server.loading.hub import fetch_snapshot
 
-    folder = fetch_snapshot(config, progress)
+    folder = fetch_snapshot(config, progress, meter)
     return ModelSource("folder", folder, folder.name, config.model)
 
 

@@ -6,7 +6,7 @@ import hashlib
 import json
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -23,6 +23,8 @@ class Hub:
     gated: dict[str, str] = field(default_factory=dict)  # id -> the token that opens it
     answer_all_with: int | None = None  # e.g. 503
     cut_after_bytes: int | None = None  # the next download of a larger file ends there, once
+    hold_after_bytes: int | None = None  # a download of a larger file goes on when `go_on` is set
+    go_on: threading.Event = field(default_factory=threading.Event)
     requests: list[tuple[str, str, str | None]] = field(default_factory=list)  # method, path, range
     url: str = ""
 
@@ -34,15 +36,15 @@ class Hub:
 
 
 @contextmanager
-def running_hub() -> Iterator[Hub]:
+def running_hub(host: str = "127.0.0.1") -> Iterator[Hub]:
     hub = Hub()
 
     class Handler(_Handler):
         shared = hub
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server = ThreadingHTTPServer((host, 0), Handler)
     server.daemon_threads = True
-    hub.url = f"http://127.0.0.1:{server.server_address[1]}"
+    hub.url = f"http://{host}:{server.server_address[1]}"
     thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
     thread.start()
     try:
@@ -124,6 +126,15 @@ class _Handler(BaseHTTPRequestHandler):
             self.wfile.write(content[:cut])
             self.wfile.flush()
             self.close_connection = True
+            return None
+        hold = self.shared.hold_after_bytes
+        if body and hold is not None and len(content) > hold:
+            self._head(206 if start else 200, headers, len(content) - start)
+            self.wfile.write(content[start:hold])
+            self.wfile.flush()
+            self.shared.go_on.wait(60)
+            with suppress(OSError):  # the client has given up waiting
+                self.wfile.write(content[max(start, hold) :])
             return None
         return self._send(206 if start else 200, content[start:], headers)
 
