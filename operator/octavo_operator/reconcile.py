@@ -238,7 +238,13 @@ async def _reconcile_valid(
         if kind == "Deployment":
             deployment = applied
     for kind in sorted(set(extras) - set(wanted)):
-        await kube.delete(extras[kind])
+        try:
+            await kube.delete(extras[kind])
+        except KubeError as error:
+            if error.code != 403:
+                raise
+            what = f"the {kind} {service.name}, which is not wanted any more, may not be deleted"
+            problem = problem or Problem(WORKLOAD_READY, FORBIDDEN, f"{what}: {error}")
     routing = await routes.follow(deployment, means.watch_routes)
     for told in routes.told:
         await _tell(kube, live, told, now())

@@ -47,8 +47,17 @@ from octavo_operator.startup import checked_gpu_resource
     callback=checked_gpu_resource,
     help="What the operator's nodes call a GPU.",
 )
+@click.option(
+    "--operator-namespace",
+    default="",
+    help="Where the operator runs, which a NetworkPolicy lets in. Default: outside the cluster.",
+)
 def command(
-    files: tuple[str, ...], image: str, pod_defaults: Path | None, gpu_resource: str
+    files: tuple[str, ...],
+    image: str,
+    pod_defaults: Path | None,
+    gpu_resource: str,
+    operator_namespace: str,
 ) -> None:
     """Print the objects that the InferenceServices in FILE become.
 
@@ -61,10 +70,13 @@ def command(
         raise click.ClickException(str(error)) from None
     if not services:
         raise click.ClickException(f"no {names.KIND} in {', '.join(files)}")
+    installation = Installation(
+        namespace=operator_namespace, gpu_resource=gpu_resource, defaults=defaults
+    )
     objects = []
     for service in services:
         try:
-            rendered = render(service, image=image, installation=Installation(defaults=defaults))
+            rendered = render(service, image=image, installation=installation)
         except InvalidSpec as error:
             raise click.ClickException(f"{names.KIND} {service.name}: {error}") from None
         for each in rendered:

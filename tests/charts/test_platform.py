@@ -102,6 +102,59 @@ def test_another_gpu(mode: list[str]) -> None:
     assert "--gpu-resource=amd.com/gpu" in arguments["args"]
 
 
+@pytest.mark.parametrize("mode", MODES, ids=["everywhere", "namespaced"])
+def test_one_registry_is_before_both_images(mode: list[str]) -> None:
+    def images(*options: str) -> list[str]:
+        kinds = template(*options, *mode)
+        container = pod_of(kinds)["spec"]["containers"][0]
+        (server,) = [each for each in container["args"] if each.startswith("--image=")]
+        (check,) = kinds["Pod"][0]["spec"]["containers"]
+        assert check["image"] == container["image"]
+        return [container["image"], server.removeprefix("--image=")]
+
+    assert images() == ["octavo-operator:0.1.0", "octavo-server:0.1.0"]
+    registry = "--set=image.registry=registry.example.com:5000/team"
+    assert images(registry) == [
+        "registry.example.com:5000/team/octavo-operator:0.1.0",
+        "registry.example.com:5000/team/octavo-server:0.1.0",
+    ]
+    named = images(registry, "--set=serverImage=own@sha256:ab", "--set=image.tag=v2")
+    assert named == [
+        "registry.example.com:5000/team/octavo-operator:v2",
+        "registry.example.com:5000/team/own@sha256:ab",
+    ]
+
+
+def test_a_registry_ends_without_a_slash() -> None:
+    done = helm("template", "octavo", str(CHART), "--set=image.registry=registry.example.com/")
+    assert done.returncode != 0 and "registry" in done.stderr
+
+
+@pytest.mark.parametrize("mode", MODES, ids=["everywhere", "namespaced"])
+def test_the_operators_way_to_the_hub(mode: list[str], tmp_path: Path) -> None:
+    found = values(
+        tmp_path,
+        proxy={"httpsProxy": "http://proxy.example.com:3128", "noProxy": ".svc,10.0.0.0/8"},
+        caBundle={"configMap": "company-ca", "key": "all.pem"},
+        env=[{"name": "HF_ENDPOINT", "value": "https://hub.example.com"}],
+        podDefaults=DEFAULTS,
+    )
+    pod = pod_of(template(found, *mode))["spec"]
+    container = pod["containers"][0]
+    variables = {each["name"]: each.get("value") for each in container["env"]}
+    assert len(variables) == len(container["env"])
+    assert "HTTP_PROXY" not in variables
+    assert variables["HTTPS_PROXY"] == "http://proxy.example.com:3128"
+    assert variables["NO_PROXY"] == ".svc,10.0.0.0/8"
+    assert variables["HF_ENDPOINT"] == "https://hub.example.com"
+    (volume,) = [each for each in pod["volumes"] if each["name"] == "ca-bundle"]
+    (mount,) = [each for each in container["volumeMounts"] if each["name"] == "ca-bundle"]
+    (item,) = volume["configMap"]["items"]
+    assert (volume["configMap"]["name"], item["key"]) == ("company-ca", "all.pem")
+    path = f"{mount['mountPath']}/{item['path']}"
+    assert variables["SSL_CERT_FILE"] == variables["REQUESTS_CA_BUNDLE"] == path
+
+
 @pytest.mark.parametrize(
     ("name", "good"),
     [
@@ -122,6 +175,17 @@ def test_chart_and_operator_know_the_same_gpus(name: str, good: bool) -> None:
     done = CliRunner().invoke(render, ["-f", str(MANIFESTS[0]), f"--gpu-resource={name}"])
     assert (done.exit_code == 0) == good, done.output
     assert good or "is no GPU: write a resource such as" in done.output
+
+
+def test_the_notes_say_how_defaults_come_to_pods_that_run(tmp_path: Path) -> None:
+    def notes(*options: str) -> str:
+        done = helm("install", "octavo", str(CHART), "--dry-run=client", *options)
+        assert done.returncode == 0, done.stderr
+        return done.stdout.partition("NOTES:")[2]
+
+    assert "kubectl get octavo" in notes() and "podDefaults" not in notes()
+    said = notes(values(tmp_path, podDefaults=DEFAULTS))
+    assert "annotations, caBundle, env" in said and "octavo.dev/upgrade=1" in said
 
 
 @pytest.mark.parametrize(

@@ -32,6 +32,7 @@ def environment(kubeconfig: Path, hub: str = NO_HUB) -> dict[str, str]:
         "KUBECONFIG": str(kubeconfig),
         "PYTHONPATH": ":".join(sources),
         "HF_ENDPOINT": hub,
+        "POD_NAMESPACE": NAMESPACE,
     }
 
 

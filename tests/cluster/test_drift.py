@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from octavo_operator.installation import Installation
 from octavo_operator.render import ALWAYS, SOMETIMES, render
 from octavo_operator.spec import parse
 from tests.cluster.cluster import wait_for
@@ -14,7 +15,7 @@ from tests.cluster.edits import NOT_ALONE, Edit, edits_of, holds, is_key, value_
 from tests.cluster.hollow import steady
 from tests.cluster.kube_api import ApiError, Client, path_of
 from tests.cluster.node_agent import Node
-from tests.cluster.operator_process import Operator
+from tests.cluster.operator_process import NAMESPACE, Operator
 from tests.cluster.test_e2e import API, make, manifest, wait_for_condition
 
 pytestmark = pytest.mark.usefixtures("operator")
@@ -69,7 +70,12 @@ class Child:
     def __init__(self, client: Client, service: dict[str, Any], kind: str) -> None:
         self._client = client
         self._path = path_of(KINDS[kind], kind, service["metadata"]["namespace"], "a")
-        objects = render(parse(service), image="octavo-server:0.1.0", replicas=2)
+        objects = render(
+            parse(service),
+            image="octavo-server:0.1.0",
+            replicas=2,
+            installation=Installation(namespace=NAMESPACE),
+        )
         self.rendered = next(each for each in objects if each["kind"] == kind)
 
     def live(self) -> dict[str, Any]:

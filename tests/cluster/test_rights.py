@@ -253,6 +253,7 @@ def test_the_right_that_only_a_policy_no_longer_wanted_needs(
         assert scene.complaint() == ""
         client.patch(scene.service, {"spec": {"networkPolicy": None}})
         wait_for("the complaint", lambda: scene.complaint(OF_REMOVAL), SECONDS)
+        wait_for("it in the conditions", lambda: scene.told(OF_REMOVAL), SECONDS)
     finally:
         scene.end()
 

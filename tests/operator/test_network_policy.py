@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
+from click.testing import CliRunner
 from tests.operator.memory_cluster import MemoryCluster
 from tests.operator.services import manifest, service
 
@@ -12,6 +15,7 @@ from octavo_operator import names
 from octavo_operator.installation import Installation
 from octavo_operator.kube import path_of
 from octavo_operator.render import ALWAYS, SOMETIMES, render
+from octavo_operator.render_command import command
 from octavo_operator.spec import InvalidSpec, parse
 
 CLIENTS = {"namespaceSelector": {"matchLabels": {"team": "search"}}}
@@ -49,6 +53,13 @@ def test_an_operator_outside_the_cluster_has_no_namespace() -> None:
     """A selector without a word would let all namespaces in."""
     (rule,) = policy(CLIENTS, installation=Installation())["spec"]["ingress"]
     assert rule["from"] == [OWN, CLIENTS]
+
+
+def test_render_prints_what_the_operator_would_apply(tmp_path: Path) -> None:
+    (tmp_path / "one.yaml").write_text(yaml.safe_dump(manifest(networkPolicy={"from": [CLIENTS]})))
+    arguments = ["-f", str(tmp_path / "one.yaml"), f"--operator-namespace={INSIDE.namespace}"]
+    printed = CliRunner().invoke(command, arguments).output
+    assert list(yaml.safe_load_all(printed))[-1] == policy(CLIENTS)
 
 
 def test_the_pods_are_the_same_with_it_and_without() -> None:
@@ -136,6 +147,21 @@ def test_a_policy_that_is_refused_is_told() -> None:
     conditions = cluster.pass_over()
     assert conditions["WorkloadReady"]["reason"] == "Forbidden"
     assert "NetworkPolicy tiny" in conditions["WorkloadReady"]["message"]
+
+
+def test_one_that_may_not_be_deleted_is_told_and_holds_nothing_else_up() -> None:
+    cluster = MemoryCluster(networkPolicy={})
+    cluster.pass_over()
+    cluster.refused = ("NetworkPolicy",)
+    cluster.edit(networkPolicy=None, replicas=2)
+    conditions = cluster.pass_over()
+    assert conditions["WorkloadReady"]["reason"] == "Forbidden"
+    assert "NetworkPolicy tiny" in conditions["WorkloadReady"]["message"]
+    assert cluster.deployment["spec"]["replicas"] == 2
+    assert cluster.again is not None
+    cluster.refused = ()
+    assert cluster.pass_over()["WorkloadReady"]["reason"] != "Forbidden"
+    assert "NetworkPolicy" not in cluster.objects
 
 
 def test_the_client_knows_where_each_kind_is() -> None:

@@ -83,6 +83,14 @@ def test_all_of_it_reaches_the_pods(tmp_path: Path) -> None:
     assert volume["configMap"] == {"name": "company-ca", "items": items}
 
 
+def test_what_fetches_the_model_goes_the_same_way() -> None:
+    spec = template(WHOLE)["spec"]
+    (fetch,) = spec["initContainers"]
+    (server,) = spec["containers"]
+    assert fetch["env"] == server["env"]
+    assert "/etc/octavo/ca" in [each["mountPath"] for each in fetch["volumeMounts"]]
+
+
 @pytest.mark.parametrize("path", MANIFESTS, ids=lambda path: path.stem)
 def test_a_file_that_says_nothing_changes_nothing(path: Path, tmp_path: Path) -> None:
     installation = Installation(defaults=read(tmp_path, "# nothing yet\n"))

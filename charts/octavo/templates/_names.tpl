@@ -18,3 +18,13 @@ app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
 app.kubernetes.io/managed-by: {{ .Release.Service }}
 helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version }}
 {{- end -}}
+
+{{/* An image of the registry, if one is given: include "octavo.image" (list . "repository:tag"). */}}
+{{- define "octavo.image" -}}
+{{- $registry := (index . 0).Values.image.registry -}}
+{{- if $registry }}{{ $registry }}/{{ end }}{{ index . 1 }}
+{{- end -}}
+
+{{- define "octavo.operatorImage" -}}
+{{- include "octavo.image" (list . (printf "%s:%s" .Values.image.repository (.Values.image.tag | default .Chart.AppVersion))) -}}
+{{- end -}}
