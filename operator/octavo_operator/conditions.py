@@ -11,6 +11,7 @@ MODEL_READY = "ModelReady"
 WORKLOAD_READY = "WorkloadReady"
 AUTOSCALING_READY = "AutoscalingReady"
 FITS_ACCELERATOR = "FitsAccelerator"
+ROUTING_READY = "RoutingReady"
 
 # Reasons of True.
 SERVING = "Serving"
@@ -20,6 +21,7 @@ SOME_REPLICAS_READY = "SomeReplicasReady"
 SCALED_TO_ZERO = "ScaledToZero"
 FITS = "Fits"
 NO_ACCELERATOR = "NoAccelerator"
+ROUTED = "Routed"
 
 # Reasons of a pass through: not ready yet, nothing wrong.
 NO_POD = "NoPod"
@@ -46,6 +48,10 @@ NOT_YET_AVAILABLE = "NotYetAvailable"
 INVALID_TENSOR_PARALLEL_SIZE = "InvalidTensorParallelSize"
 DOES_NOT_FIT = "DoesNotFit"
 ROLLED_BACK = "RolledBack"
+MISSING_CRDS = "MissingCRDs"
+ROUTE_REFUSED = "RouteRefused"
+NOT_ACCEPTED = "NotAccepted"
+REFS_NOT_RESOLVED = "RefsNotResolved"
 
 # The reason of an event alone.
 FOREIGN_CHANGE = "ForeignChange"
@@ -56,6 +62,9 @@ MODEL_NOT_READABLE = "ModelNotReadable"
 HUB_UNREACHABLE = "HubUnreachable"
 NO_GPU_MEMORY_LABELS = "NoGpuMemoryLabels"
 BEING_READ = "BeingRead"
+
+# The reason why RoutingReady is Unknown.
+AWAITING_GATEWAY = "AwaitingGateway"
 
 # Reasons that the server itself reports when it cannot start (octavo_server.errors has them all;
 # any other CamelCase word it sends is passed on).

@@ -54,6 +54,7 @@ class Facts:
     failed: Problem | None = None
     fit: Condition | None = None
     download: str = ""
+    routing: Condition | None = None
 
     @property
     def refusal(self) -> Problem | None:

@@ -1,18 +1,19 @@
 """A thin asynchronous client of the API server: objects are plain dicts, errors are typed.
 
 `kubernetes.aio` finds the server and the credentials (kubeconfig or service account, exec plugins
-and token refresh included); requests are plain aiohttp, since the operator needs six verbs on six
-kinds.
+and token refresh included); requests are plain aiohttp, since the operator needs few verbs on
+few kinds.
 """
 
 from __future__ import annotations
 
 import asyncio
 import itertools
+import json
 import os
 import random
 import ssl
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -34,10 +35,15 @@ _PLURALS = {
     ("policy/v1", "PodDisruptionBudget"): "poddisruptionbudgets",
     ("apps/v1", "Deployment"): "deployments",
     ("coordination.k8s.io/v1", "Lease"): "leases",
+    ("gateway.networking.k8s.io/v1", "HTTPRoute"): "httproutes",
+    ("inference.networking.k8s.io/v1", "InferencePool"): "inferencepools",
     (names.API_VERSION, names.KIND): names.PLURAL,
 }
 
 _TIMEOUT = aiohttp.ClientTimeout(total=30)
+_WATCH_SECONDS = 300
+_WATCH_TIMEOUT = aiohttp.ClientTimeout(total=None, sock_connect=10, sock_read=_WATCH_SECONDS + 30)
+_LINE_BYTES = 2 << 20  # one object of a watch; etcd takes 1.5 MiB
 
 ATTEMPTS = 4
 FIRST_WAIT_SECONDS = 0.5
@@ -111,6 +117,11 @@ def path_of(
     return "/".join(parts) + (f"/{sub}" if sub else "")
 
 
+def crd_name(api_version: str, kind: str) -> str:
+    """Of the CustomResourceDefinition that brings a kind."""
+    return f"{_PLURALS[api_version, kind]}.{api_version.partition('/')[0]}"
+
+
 class Kube:
     """One session; use it as an asynchronous context manager."""
 
@@ -142,6 +153,16 @@ class Kube:
                 return None
             raise
 
+    async def serves(self, api_version: str, kind: str) -> bool:
+        """Whether the cluster has this kind; every account may ask that."""
+        try:
+            found = await self._request("GET", f"/apis/{api_version}")
+        except KubeError as error:
+            if error.code == 404:
+                return False
+            raise
+        return any(each.get("kind") == kind for each in found.get("resources") or ())
+
     async def list(
         self,
         api_version: str,
@@ -163,6 +184,59 @@ class Kube:
             query["continue"] = page["metadata"].get("continue") or ""
             if not query["continue"]:
                 return items
+
+    async def watch(
+        self,
+        api_version: str,
+        kind: str,
+        namespace: str | None,
+        label_selector: str,
+        resource_version: str = "",
+    ) -> AsyncIterator[tuple[str, Object]]:
+        """(ADDED, MODIFIED, DELETED or BOOKMARK; object), until the server ends it after minutes.
+
+        Without `resource_version` first all that are there, else what came after. KubeError 410
+        where that is too long ago.
+        """
+        query = {
+            "watch": "true",
+            "labelSelector": label_selector,
+            "resourceVersion": resource_version,
+            "timeoutSeconds": str(_WATCH_SECONDS),
+            "allowWatchBookmarks": "true",
+        }
+        url = self._configuration.host.rstrip("/") + path_of(api_version, kind, namespace)
+        # A connection of its own: those of the passes are counted.
+        connector = aiohttp.TCPConnector(ssl=_ssl_context(self._configuration))
+        session = aiohttp.ClientSession(
+            connector=connector, timeout=_WATCH_TIMEOUT, read_bufsize=_LINE_BYTES
+        )
+        try:
+            async with (
+                session,
+                session.get(
+                    url,
+                    params={key: value for key, value in query.items() if value},
+                    headers=await self._headers(),
+                    proxy=self._configuration.proxy or None,
+                    server_hostname=self._configuration.tls_server_name or None,
+                ) as response,
+            ):
+                if response.status >= 400:
+                    raise _error(response, await _read(response))
+                async for line in response.content:
+                    event = json.loads(line)
+                    found = event["object"]
+                    if event["type"] == "ERROR":
+                        raise KubeError(
+                            found.get("code", 500),
+                            found.get("reason", ""),
+                            found.get("message", ""),
+                        )
+                    yield event["type"], found
+        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            problem = str(error) or type(error).__name__
+            raise KubeUnreachable(f"the API server does not answer: {problem}") from error
 
     async def apply(self, manifest: Object) -> Object:
         """Server-side apply by the field manager octavo; it takes fields over from others."""
@@ -269,12 +343,8 @@ class Kube:
         self, method: str, path: str, query: Mapping[str, str] | None, body: Any, content_type: str
     ) -> Object:
         assert self._session is not None, "use `async with Kube(...)`"
-        headers = {"Accept": "application/json", "Content-Type": content_type}
+        headers = {**await self._headers(), "Content-Type": content_type}
         configuration = self._configuration
-        if token := await configuration.get_api_key_with_prefix("BearerToken"):
-            headers["Authorization"] = _bearer(token)
-        elif configuration.username and (basic := configuration.get_basic_auth_token()):
-            headers["Authorization"] = basic
         try:
             async with self._session.request(
                 method,
@@ -292,14 +362,27 @@ class Kube:
             raise KubeUnreachable(f"the API server does not answer: {problem}") from error
         self._saw_request(method, response.status)
         if response.status >= 400:
-            after = response.headers.get("Retry-After", "")
-            raise KubeError(
-                response.status,
-                answer.get("reason", ""),
-                answer.get("message", ""),
-                float(after) if after.isdecimal() else 0.0,
-            )
+            raise _error(response, answer)
         return answer
+
+    async def _headers(self) -> dict[str, str]:
+        headers = {"Accept": "application/json"}
+        configuration = self._configuration
+        if token := await configuration.get_api_key_with_prefix("BearerToken"):
+            headers["Authorization"] = _bearer(token)
+        elif configuration.username and (basic := configuration.get_basic_auth_token()):
+            headers["Authorization"] = basic
+        return headers
+
+
+def _error(response: aiohttp.ClientResponse, answer: Object) -> KubeError:
+    after = response.headers.get("Retry-After", "")
+    return KubeError(
+        response.status,
+        answer.get("reason", ""),
+        answer.get("message", ""),
+        float(after) if after.isdecimal() else 0.0,
+    )
 
 
 async def _read(response: aiohttp.ClientResponse) -> Object:

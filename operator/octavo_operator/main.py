@@ -41,6 +41,7 @@ from octavo_operator.queue import BATCH_SECONDS, Key, Queue, work
 from octavo_operator.reconcile import Means, reconcile
 from octavo_operator.render.defaults import render_defaults
 from octavo_operator.render.merge import merge
+from octavo_operator.route_watch import RouteWatch
 from octavo_operator.spec import InferenceService
 from octavo_operator.startup import check_port, check_served, checked_gpu_resource
 from octavo_server.model_config import ModelConfig
@@ -274,7 +275,11 @@ async def serve(
         if look_again_seconds is not None:
             queue.add(key, look_again_seconds)
 
-    means = Means(look=look, room=room.look, loads=loads)
+    def route_changed(route: Mapping[str, Any]) -> None:
+        queue.add((route["metadata"]["namespace"], service_of(route)), BATCH_SECONDS)
+
+    routes = RouteWatch(kube, options.namespaces, route_changed)
+    means = Means(look=look, room=room.look, loads=loads, watch_routes=routes.start)
     tasks = [asyncio.ensure_future(work(queue, do)) for _ in range(WORKERS)]
     tasks.append(asyncio.ensure_future(loads.run()))
     every = options.resync_seconds
@@ -300,6 +305,7 @@ async def serve(
         await check_served(kube, options.namespaces)
         raise click.ClickException(f"cannot watch the cluster any more: {error}") from error
     finally:
+        tasks += routes.tasks
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)

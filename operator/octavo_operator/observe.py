@@ -39,10 +39,12 @@ async def observe_objects(kube: Kube, service: InferenceService, wanted: Collect
     return {"Deployment": deployment, **dict(zip(others, found, strict=True))}
 
 
-def read_extras(deployment: Mapping[str, Any] | None) -> set[str]:
-    """The further kinds that a Deployment names."""
+def read_extras(
+    deployment: Mapping[str, Any] | None, kinds: Collection[str] = SOMETIMES
+) -> set[str]:
+    """Those of the further kinds that a Deployment names."""
     annotations = (deployment or {}).get("metadata", {}).get("annotations") or {}
-    return set(annotations.get(names.EXTRAS_ANNOTATION, "").split(",")) & set(SOMETIMES)
+    return set(annotations.get(names.EXTRAS_ANNOTATION, "").split(",")) & set(kinds)
 
 
 def with_extras(deployment: dict[str, Any], kinds: Collection[str]) -> dict[str, Any]:

@@ -15,8 +15,10 @@ from octavo_operator.conditions import (
     FORBIDDEN,
     FOREIGN_CHANGE,
     INTERNAL_ERROR,
+    MISSING_CRDS,
     NAME_CONFLICT,
     PROGRESSING,
+    ROUTE_REFUSED,
     WORKLOAD_READY,
     Condition,
     Problem,
@@ -38,8 +40,9 @@ from octavo_operator.observe import (
 from octavo_operator.pinning import pinned_image
 from octavo_operator.pod_loads import PodLoads
 from octavo_operator.pod_requests import pod_name
-from octavo_operator.render import SOMETIMES, render
+from octavo_operator.render import ROUTES, SOMETIMES, render
 from octavo_operator.replicas import read_replicas, seed_replicas, wanted_before
+from octavo_operator.routes import Routes
 from octavo_operator.spec import InferenceService, InvalidSpec, parse
 from octavo_operator.status import decide_invalid, decide_status
 from octavo_operator.transitions import Event, decide_events
@@ -59,17 +62,18 @@ class Means:
     """What a pass may ask besides the API server's objects; it does without what is None.
 
     `look` tells whether the model fits its GPUs, `room` whether a GPU is spare, `loads` how busy
-    pods are.
+    pods are; `watch_routes` is told which kinds of routes there are.
     """
 
     look: Look | None = None
     room: LookForRoom | None = None
     loads: PodLoads | None = None
+    watch_routes: Callable[[str], None] = lambda kind: None
 
 
 LOOK_AGAIN_SECONDS = 15.0
-UNSEEN_ENDS = (NAME_CONFLICT, FORBIDDEN)
-"""Objects of others have no label of ours, and RBAC is not watched."""
+UNSEEN_ENDS = (NAME_CONFLICT, FORBIDDEN, MISSING_CRDS, ROUTE_REFUSED)
+"""Objects of others have no label of ours, and neither RBAC nor CRDs are watched."""
 
 
 def utc_now() -> str:
@@ -163,10 +167,12 @@ async def _reconcile_valid(
     a download is, no event tells.
     """
     previous = live.get("status") or {}
-    wanted = [each["kind"] for each in render(service)]
+    rendered = render(service)
+    wanted = [each["kind"] for each in rendered if each["kind"] not in ROUTES]
     objects = await observe_objects(kube, service, wanted)
     seen = await observe_pods(kube, service)
     deployment = objects["Deployment"]
+    routes = await Routes.observe(kube, service, rendered, deployment)
     if conflicts := {
         kind: conflict
         for kind in wanted
@@ -198,6 +204,8 @@ async def _reconcile_valid(
     problem = None
     for manifest in render(service, image=pinned, replicas=replicas, installation=installation):
         kind = manifest["kind"]
+        if kind in ROUTES:
+            continue
         if kind == "Deployment":
             choice = await choose_deployment(
                 service,
@@ -213,7 +221,8 @@ async def _reconcile_valid(
             problem = choice.problem
             if choice.manifest is None:
                 continue
-            manifest = with_extras(choice.manifest, {*extras, *wanted} & set(SOMETIMES))
+            further = {*extras, *wanted} & set(SOMETIMES) | routes.named
+            manifest = with_extras(choice.manifest, further)
             if means.loads is not None and shrinks(deployment, manifest):
                 await write_costs(kube, means.loads, seen)
         elif kind in SOMETIMES and kind not in read_extras(deployment):
@@ -225,8 +234,7 @@ async def _reconcile_valid(
                 problem = error.problem
             continue
         if told := describe_foreign_change(objects[kind], applied):
-            log.info("%s/%s: %s", service.namespace, service.name, told)
-            await post_event(kube, live, Event("Warning", FOREIGN_CHANGE, told), now())
+            await _tell(kube, live, told, now())
         if kind == "Deployment":
             deployment = applied
     for kind in sorted(set(extras) - set(wanted)):
@@ -237,14 +245,25 @@ async def _reconcile_valid(
                 raise
             what = f"the {kind} {service.name}, which is not wanted any more, may not be deleted"
             problem = problem or Problem(WORKLOAD_READY, FORBIDDEN, f"{what}: {error}")
+    routing = await routes.follow(deployment, means.watch_routes)
+    for told in routes.told:
+        await _tell(kube, live, told, now())
     if means.loads is not None:
         means.loads.watch(live, seen)
     facts = read_facts(service, deployment, seen, problem=problem, fit=fit)
     fetching = any(pod.fetching for pod in facts.current)
     if fetching and means.loads is not None:
         facts = replace(facts, download=await means.loads.describe_downloads(seen))
+    facts = replace(facts, routing=routing)
     impatient = fetching or is_impatient(deployment, facts)
     return decide_status(service, facts, previous, now()), impatient
+
+
+async def _tell(kube: Kube, live: dict[str, Any], change: str, now: str) -> None:
+    """Of somebody's change that was set back."""
+    metadata = live["metadata"]
+    log.info("%s/%s: %s", metadata["namespace"], metadata["name"], change)
+    await post_event(kube, live, Event("Warning", FOREIGN_CHANGE, change), now)
 
 
 def diff(previous: dict[str, Any], status: dict[str, Any]) -> dict[str, Any] | None:

@@ -18,6 +18,7 @@ from octavo_operator.drain import grace_seconds
 from octavo_operator.model_uri import HubModel, ModelUri, parse_uri
 from octavo_operator.peers import peer_problems
 from octavo_operator.quantity import parse_quantity
+from octavo_operator.routing import Routing, find_mistake, read_routing
 
 _TOLD = 10  # wrong fields that one message names
 
@@ -150,6 +151,7 @@ class Spec:
     drain: Drain = field(default_factory=Drain)
     service: Exposure = field(default_factory=Exposure)
     network_policy: NetworkPolicy | None = None
+    routing: Routing | None = None
     api_key_secret_ref: ApiKeyRef | None = None
     pod_template: Mapping[str, Any] = field(default_factory=dict)
 
@@ -233,6 +235,7 @@ def parse(
             network_policy=None
             if spec.get("networkPolicy") is None
             else _build(NetworkPolicy, spec["networkPolicy"], **{"from": tuple}),
+            routing=read_routing(spec["routing"]) if spec.get("routing") is not None else None,
             api_key_secret_ref=_build(ApiKeyRef, spec["apiKeySecretRef"])
             if spec.get("apiKeySecretRef")
             else None,
@@ -393,6 +396,8 @@ def _check_rest(spec: Spec) -> None:
         )
     for where, problem in peer_problems(spec.network_policy.from_ if spec.network_policy else ()):
         raise InvalidSpec(f"spec.networkPolicy.from{where}", problem)
+    if spec.routing is not None and (mistake := find_mistake(spec.routing)) is not None:
+        raise InvalidSpec(*mistake)
     if spec.api_key_secret_ref is not None and any(
         each.get("name") == "OCTAVO_API_KEY" for each in spec.engine.env
     ):

@@ -78,6 +78,8 @@ def decide_conditions(service: InferenceService, facts: Facts) -> list[Condition
     result = [decide_ready(model, workload, url), model, workload]
     if facts.fit is not None:
         result.append(facts.fit)
+    if facts.routing is not None:
+        result.append(facts.routing)
     if service.spec.autoscaling is not None:
         result.append(
             Condition(

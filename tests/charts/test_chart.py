@@ -20,6 +20,10 @@ RBAC = {
     for each in yaml.safe_load_all((CHART / "files" / "rbac.yaml").read_text(encoding="utf-8"))
 }
 RULES = RBAC["ClusterRole"]["rules"]
+ROUTING = {
+    each["kind"]: each
+    for each in yaml.safe_load_all((CHART / "files" / "rbac-routing.yaml").read_text("utf-8"))
+}
 
 
 def test_crds_are_copied() -> None:
@@ -121,6 +125,24 @@ def test_namespaced_install_has_nothing_cluster_wide() -> None:
     assert leader["metadata"]["namespace"] == "octavo-system"
     arguments = kinds["Deployment"][0]["spec"]["template"]["spec"]["containers"][0]["args"]
     assert arguments[-2:] == ["--namespace=a", "--namespace=b"]
+
+
+def test_rights_for_routes_only_where_they_are_wanted() -> None:
+    rules = ROUTING["ClusterRole"]["rules"]
+    kinds = template("--set", "routing.enabled=true")
+    assert kinds["ClusterRole"][0]["rules"] == RULES + rules
+    kinds = template("--set", "routing.enabled=true", "--set", "watchNamespaces={a,b}")
+    assert [each["rules"] for each in kinds["Role"][:2]] == [RULES + rules] * 2
+    assert "ClusterRole" not in kinds
+    assert {each for rule in rules for each in rule["resources"]} == {
+        "httproutes",
+        "inferencepools",
+    }
+    for kind in ("subjects", "roleRef"):
+        assert kind in ROUTING["ClusterRoleBinding"]
+    assert ROUTING["ClusterRoleBinding"]["subjects"] == RBAC["ClusterRoleBinding"]["subjects"]
+    name = ROUTING["ClusterRole"]["metadata"]["name"]
+    assert ROUTING["ClusterRoleBinding"]["roleRef"]["name"] == name
 
 
 def test_every_value_reaches_the_pod(tmp_path: Path) -> None:

@@ -31,6 +31,21 @@ def _env(*variables: Spec) -> Spec:
     return _engine(env=list(variables))
 
 
+def _routing(**fields: Any) -> Spec:
+    return {"routing": {"gateways": [{"name": "g"}], **fields}}
+
+
+def _gateways(*gateways: Spec) -> Spec:
+    return {"routing": {"gateways": list(gateways)}}
+
+
+_AT_N = {"name": "g", "namespace": "n"}
+
+
+def _picker(**fields: Any) -> Spec:
+    return _routing(inferencePool={"endpointPicker": fields})
+
+
 REFUSED: list[tuple[Spec, str, str]] = [
     # The model.
     ({"model": {}}, "spec.model.uri", "Required"),
@@ -129,6 +144,29 @@ REFUSED: list[tuple[Spec, str, str]] = [
     ({"cache": {"size": -1}}, "spec.cache.size", "not be negative"),
     ({"drain": {"seconds": 7201}}, "spec.drain.seconds", "7200"),
     ({"service": {"type": "ExternalName"}}, "spec.service.type", "ClusterIP"),
+    # How requests come from outside.
+    ({"routing": {}}, "spec.routing.gateways", "Required"),
+    (_gateways(), "spec.routing.gateways", "at least one Gateway"),
+    (_gateways({"name": "g"}, {"name": "g"}), "spec.routing.gateways", "named twice"),
+    (
+        _gateways(_AT_N, {**_AT_N, "sectionName": "a"}),
+        "spec.routing.gateways",
+        "different sectionNames",
+    ),
+    (_gateways({"namespace": "n"}), "spec.routing.gateways[0].name", "Required"),
+    (_gateways({"name": "G"}), "spec.routing.gateways[0].name", "should match"),
+    (_routing(hostnames=["10.0.0.1"]), "spec.routing.hostnames[0]", "not an address"),
+    (_routing(hostnames=["https://a.b"]), "spec.routing.hostnames[0]", "should match"),
+    (_routing(paths=["v1"]), "spec.routing.paths[0]", "should match"),
+    (_routing(paths=["/v1/.."]), "spec.routing.paths[0]", "must not contain"),
+    (_routing(inferencePool={}), "spec.routing.inferencePool.endpointPicker", "Required"),
+    (_picker(), "spec.routing.inferencePool.endpointPicker.name", "Required"),
+    (_picker(name="p", port=0), "spec.routing.inferencePool.endpointPicker.port", "greater than"),
+    (
+        _picker(name="p", failureMode="Open"),
+        "spec.routing.inferencePool.endpointPicker.failureMode",
+        "FailClose",
+    ),
     ({"apiKeySecretRef": {}}, "spec.apiKeySecretRef.name", "Required"),
     (
         {"apiKeySecretRef": {"name": "clients"}, **_env({"name": "OCTAVO_API_KEY", "value": "x"})},

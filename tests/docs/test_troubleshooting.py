@@ -40,7 +40,7 @@ def reasons(heading: str) -> set[str]:
 
 def test_every_condition_has_a_section() -> None:
     assert set(re.findall(r"^## (\w+)$", PAGE, re.MULTILINE)) >= TYPES
-    assert len(TYPES) == 5
+    assert len(TYPES) == 6
 
 
 @pytest.mark.parametrize("heading", [*sorted(TYPES), "Events"])
@@ -57,7 +57,7 @@ def test_every_reason_has_a_row() -> None:
 def test_rows_say_what_to_do() -> None:
     """A reason of False or Unknown has a third cell, unless nothing is wrong."""
     fine = conditions.PASSING | {"Serving", "Loaded", "AllReplicasReady", "SomeReplicasReady"}
-    fine |= {conditions.FITS, conditions.NO_ACCELERATOR}
+    fine |= {conditions.FITS, conditions.NO_ACCELERATOR, conditions.ROUTED}
     for heading in TYPES:
         for first, meaning, what in rows(section(PAGE, heading)):
             told = set(re.findall(r"`([A-Z]\w+)`", first))

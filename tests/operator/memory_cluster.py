@@ -31,10 +31,12 @@ class MemoryCluster:
         self.looks = 0
         self.loads: Any = None  # what answers for the pods: `get` of PodHttp
         self.refused: tuple[str, ...] = ()  # kinds
+        self.hidden: tuple[str, ...] = ()  # kinds that may not be read
+        self.absent: tuple[str, ...] = ()  # kinds whose CRDs are not there
+        self.asked: list[str] = []  # kinds of ours that the last pass read
         self.again: float | None = None
         self.image = "octavo-server:1"
         self.installation = Installation(namespace="octavo-system")
-        self.asked: list[str] = []  # kinds of ours that the last pass read
         self.now = NOW
         self.live: Object = {**manifest(**spec), "status": {}}
         self.live["metadata"]["resourceVersion"] = "1"
@@ -120,8 +122,15 @@ class MemoryCluster:
 
     async def get(self, _version: str, kind: str, _namespace: str, _name: str) -> Object | None:
         self.asked += [kind] if kind != names.KIND else []
+        if kind in self.hidden:
+            raise KubeError(403, "Forbidden", f'cannot get resource "{kind}"')
+        if kind in self.absent:
+            return None
         found = self.live if kind == names.KIND else self.objects.get(kind)
         return copy.deepcopy(found)
+
+    async def serves(self, _version: str, kind: str) -> bool:
+        return kind not in self.absent
 
     async def list(self, *_: str) -> list[Object]:
         return copy.deepcopy(self.pods)
@@ -129,8 +138,13 @@ class MemoryCluster:
     async def apply(self, manifest: Object) -> Object:
         if manifest["kind"] in self.refused:
             raise KubeError(403, "Forbidden", f"{manifest['kind']} is forbidden")
+        if manifest["kind"] in self.absent:
+            raise KubeError(404, "NotFound", "the server could not find the requested resource")
         metadata = {"uid": f"of {manifest['kind']}", **manifest["metadata"]}
-        self.objects[manifest["kind"]] = copy.deepcopy({**manifest, "metadata": metadata})
+        before = self.objects.get(manifest["kind"], {})
+        told = {"status": before["status"]} if "status" in before else {}
+        new = {**manifest, "metadata": metadata, **told}
+        self.objects[manifest["kind"]] = copy.deepcopy(new)
         return copy.deepcopy(self.objects[manifest["kind"]])
 
     async def delete(self, live: Object) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from tests.operator.services import NOW, facts, pod, service
 
-from octavo_operator import names, schema, spec
+from octavo_operator import names, routing, schema, spec
 from octavo_operator.pod_load import PodLoad, report
 from octavo_operator.status import decide_status
 
@@ -113,6 +113,9 @@ def test_every_rule_says_where_and_what(
         (spec.Exposure, ("service",)),
         (spec.NetworkPolicy, ("networkPolicy",)),
         (spec.ApiKeyRef, ("apiKeySecretRef",)),
+        (routing.Routing, ("routing",)),
+        (routing.InferencePool, ("routing", "inferencePool")),
+        (routing.EndpointPicker, ("routing", "inferencePool", "endpointPicker")),
     ],
 )
 def test_dataclasses_and_schema_agree(kind: type, path: tuple[str, ...]) -> None:
@@ -130,6 +133,12 @@ def test_dataclasses_and_schema_agree(kind: type, path: tuple[str, ...]) -> None
     for name, property_schema in node["properties"].items():
         if "default" in property_schema and property_schema["default"] != {}:
             assert fields[name].default == property_schema["default"], name
+
+
+def test_a_gateways_fields_agree() -> None:
+    node = ROOT["properties"]["spec"]["properties"]["routing"]["properties"]["gateways"]["items"]
+    fields = [spec.camel_case(each.name) for each in dataclasses.fields(routing.GatewayRef)]
+    assert set(fields) == set(node["properties"])
 
 
 def test_status_is_in_the_schema() -> None:

@@ -13,16 +13,21 @@ from octavo_operator import names
 from octavo_operator.installation import Installation
 from octavo_operator.render.deployment import render_deployment
 from octavo_operator.render.disruption_budget import render_disruption_budget
+from octavo_operator.render.http_route import render_http_route
+from octavo_operator.render.inference_pool import render_inference_pool
 from octavo_operator.render.network_policy import render_network_policy
 from octavo_operator.render.service import render_service
 from octavo_operator.spec import InferenceService
 
 __all__ = [
     "ALWAYS",
+    "ROUTES",
     "SOMETIMES",
     "render",
     "render_deployment",
     "render_disruption_budget",
+    "render_http_route",
+    "render_inference_pool",
     "render_network_policy",
     "render_service",
 ]
@@ -33,6 +38,13 @@ ALWAYS = {"Deployment": "apps/v1", "Service": "v1", "PodDisruptionBudget": "poli
 SOMETIMES = {"NetworkPolicy": "networking.k8s.io/v1"}
 """Of those that some manifests ask for: they are deleted when theirs does not any more. The
 Deployment names them (EXTRAS_ANNOTATION), so that nothing else is looked for in each pass."""
+
+ROUTES = {
+    "InferencePool": "inference.networking.k8s.io/v1",
+    "HTTPRoute": "gateway.networking.k8s.io/v1",
+}
+"""As SOMETIMES, but of APIs that a cluster may lack: their troubles are RoutingReady's alone. They
+are applied in this order: nothing points at what is not there."""
 
 
 def render(
@@ -52,6 +64,8 @@ def render(
         render_deployment(service, image=image, replicas=replicas, installation=installation),
         render_service(service),
         render_disruption_budget(service),
+        *render_inference_pool(service),
+        *render_http_route(service),
     ]
     if service.spec.network_policy is not None:
         objects.append(render_network_policy(service, installation.namespace))
