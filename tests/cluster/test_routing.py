@@ -154,11 +154,18 @@ def test_what_is_not_wanted_any_more_goes(
     ids=["route", "pool"],
 )
 def test_edits_and_deletions_by_hand_come_back(
-    client: Client, namespace: str, allowed: RouteApis, kind: str, edit: Object
+    client: Client,
+    namespace: str,
+    allowed: RouteApis,
+    operator: Operator,
+    kind: str,
+    edit: Object,
 ) -> None:
     allowed.install()
     service = Service(client, namespace, **POOL)
     service.says("AwaitingGateway")
+    # A pass that read before an edit sets it back without a word of whose it was.
+    wait_for("rest", lambda: operator.requests_in(0.5) == 0, SECONDS)
     path = getattr(service, kind)
     before = client.get(path)
     client.patch(f"{path}?{BY_HAND}", edit)
