@@ -88,12 +88,20 @@ class Edit:
 
 def edits_of(rendered: dict[str, Any]) -> list[Edit]:
     """One for every value."""
-    return [Edit(path, _another(value)) for path, value in _leaves(rendered)]
+    return [
+        # Another volume in each container, since all edits may be made at once.
+        Edit(path, f"{value}-of-{path[-5]}".lower() if _is_mounts(path) else _another(value))
+        for path, value in _leaves(rendered)
+    ]
 
 
 def is_key(path: Path) -> bool:
     """Whether another value there makes another item of a list."""
     return len(path) > 2 and isinstance(path[-2], int) and path[-1] in _KEYS.get(str(path[-3]), ())
+
+
+def _is_mounts(path: Path) -> bool:
+    return len(path) > 4 and path[-3] == "volumeMounts" and path[-1] == "name"
 
 
 def holds(live: Any, ours: Any) -> bool:
