@@ -55,14 +55,22 @@ class GpuRoom:
             if len(nodes) > MOST_NODES:
                 return Room.UNKNOWN
             unbound = await self._kube.list("v1", "Pod", None, field_selector="spec.nodeName=")
-            waiting = [pod for pod in unbound if pod_name(pod) not in own]
+            waiting = [
+                pod
+                for pod in unbound
+                if pod_name(pod) not in own and not pod["metadata"].get("deletionTimestamp")
+            ]
             found = Room.NONE
             for node in nodes:
                 field = f"spec.nodeName={node['metadata']['name']}"
                 pods = await self._kube.list("v1", "Pod", None, field_selector=field)
-                # A pod that has no node yet will take what is free now: its elder's, say.
-                coming = [pod for pod in waiting if may_take(node, pod["spec"])]
                 all_of_it = allocatable_of(node)
+                # A pod that has no node yet will take what is free now: its elder's, say.
+                coming = [
+                    pod
+                    for pod in waiting
+                    if may_take(node, pod["spec"]) and has_room(all_of_it, {}, held_by([pod]))
+                ]
                 if has_room(all_of_it, held_by([*pods, *coming]), wanted):
                     return Room.NOW
                 if any(

@@ -29,6 +29,7 @@ class Service:
 
     def __init__(self, client: Client, namespace: str, replicas: int) -> None:
         self.client, self.namespace = client, namespace
+        self.wait("those of tests before to be gone", self.is_alone)
         self.own = path_of(API, "InferenceService", namespace, "a")
         make(client, namespace, {**manifest("a", {"maxModelLen": 512}, replicas=replicas)})
         wait_for_condition(client, namespace, "a", lambda c: c.get("reason") == "Serving")
@@ -44,6 +45,14 @@ class Service:
 
     def wait(self, what: str, found: Callable[[], Any]) -> None:
         wait_for(what, found)
+
+    def is_alone(self) -> bool:
+        """No pod of another namespace waits for a GPU that is to be spare here."""
+        pods = self.client.list(path_of("v1", "Pod"))
+        return not any(
+            not pod["spec"].get("nodeName") and pod["metadata"]["namespace"] != self.namespace
+            for pod in pods
+        )
 
     def uids(self) -> set[str]:
         return {pod["metadata"]["uid"] for pod in pods_of(self.client, self.namespace, "a")}

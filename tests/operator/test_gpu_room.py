@@ -79,6 +79,16 @@ def test_those_that_cannot_come_to_a_node_take_nothing_of_it() -> None:
     assert look(nodes, template(1)) is Room.NOW
 
 
+def test_those_too_large_for_a_node_or_on_their_way_out_take_nothing_of_it() -> None:
+    nodes = Nodes(node("a", 2), a=[pod("p", 1)])
+    nodes.pods[""] = [pod("large", 4, "Pending")]
+    assert look(nodes, template(1)) is Room.NOW
+    going = pod("going", 1, "Pending")
+    going["metadata"]["deletionTimestamp"] = "2026-01-01T00:00:00Z"
+    nodes.pods[""] = [going]
+    assert look(nodes, template(1)) is Room.NOW
+
+
 def test_a_gpu_without_cpu_or_memory_beside_it_is_not_spare() -> None:
     small = node("a", 2)
     small["status"]["allocatable"] |= {"cpu": "7500m", "memory": "30Gi", "pods": "110"}
