@@ -41,7 +41,10 @@ _PLURALS = {
 }
 
 _TIMEOUT = aiohttp.ClientTimeout(total=30)
-_WATCH_SECONDS = 300
+_WATCH_SECONDS = 30
+"""Of one watch; the next goes on where it was. Once, after a CRD had been deleted and made again, a
+watch stayed open on which a deletion never came.
+"""
 _WATCH_TIMEOUT = aiohttp.ClientTimeout(total=None, sock_connect=10, sock_read=_WATCH_SECONDS + 30)
 _LINE_BYTES = 2 << 20  # one object of a watch; etcd takes 1.5 MiB
 
@@ -193,7 +196,8 @@ class Kube:
         label_selector: str,
         resource_version: str = "",
     ) -> AsyncIterator[tuple[str, Object]]:
-        """(ADDED, MODIFIED, DELETED or BOOKMARK; object), until the server ends it after minutes.
+        """(ADDED, MODIFIED, DELETED or BOOKMARK; object), until the server ends it; first OPEN with
+        an empty object: what happens from then on is told.
 
         Without `resource_version` first all that are there, else what came after. KubeError 410
         where that is too long ago.
@@ -224,6 +228,7 @@ class Kube:
             ):
                 if response.status >= 400:
                     raise _error(response, await _read(response))
+                yield "OPEN", {}
                 async for line in response.content:
                     event = json.loads(line)
                     found = event["object"]

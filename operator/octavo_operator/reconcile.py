@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
@@ -62,13 +62,13 @@ class Means:
     """What a pass may ask besides the API server's objects; it does without what is None.
 
     `look` tells whether the model fits its GPUs, `room` whether a GPU is spare, `loads` how busy
-    pods are; `watch_routes` is told which kinds of routes there are.
+    pods are; `watch_routes` is told of the routes that there are.
     """
 
     look: Look | None = None
     room: LookForRoom | None = None
     loads: PodLoads | None = None
-    watch_routes: Callable[[str], None] = lambda kind: None
+    watch_routes: Callable[[Mapping[str, Any]], None] = lambda made: None
 
 
 LOOK_AGAIN_SECONDS = 15.0

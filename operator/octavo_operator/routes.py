@@ -67,9 +67,9 @@ class Routes:
         return {*self._wanted, *self._unread, *(kind for kind in self._live if self._is_ours(kind))}
 
     async def follow(
-        self, deployment: Mapping[str, Any] | None, made: Callable[[str], None]
+        self, deployment: Mapping[str, Any] | None, made: Callable[[Mapping[str, Any]], None]
     ) -> Condition | None:
-        """None for a service that has none and wants none. `made` hears which kinds there are."""
+        """None for a service that has none and wants none. `made` hears what there is."""
         problem = await self._apply(deployment, made) if self._wanted else None
         if problem is None:
             problem = await self._delete()
@@ -78,7 +78,7 @@ class Routes:
         return decide_routing(self._live["HTTPRoute"], self._live.get("InferencePool"))
 
     async def _apply(
-        self, deployment: Mapping[str, Any] | None, made: Callable[[str], None]
+        self, deployment: Mapping[str, Any] | None, made: Callable[[Mapping[str, Any]], None]
     ) -> Condition | None:
         """The first that cannot be made ends it: a route to nothing would be worse than none."""
         if missing := set(self._wanted) - read_extras(deployment, ROUTES):
@@ -102,7 +102,7 @@ class Routes:
             if changed := describe_foreign_change(before, applied):
                 self.told.append(changed)
             self._live[kind] = applied
-            made(kind)
+            made(applied)
         return None
 
     async def _delete(self) -> Condition | None:
