@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from octavo_operator import conditions, names
@@ -40,7 +40,7 @@ class Facts:
     `problem` concerns the whole service (a refused apply, a name that is taken, refused pods) and
     outweighs those of single pods; a rollout that stands still (Stalled) does not. `ending` counts
     pods that are being deleted. `failed` is what the newest pod failed of that the kubelet gave up.
-    `download` says how far the pods are that fetch the model.
+    `download` says how far the pods are that fetch the model, "" if they do not tell.
     """
 
     wanted: int = 0
@@ -69,6 +69,16 @@ class Facts:
     @property
     def outdated(self) -> tuple[PodFacts, ...]:
         return tuple(pod for pod in self.pods if pod.revision != self.revision)
+
+
+def with_download(facts: Facts, told: str) -> Facts:
+    """`told` says how far the pods are. What cut a download off that gets on again is history; it
+    may be so for the rest of an hour.
+    """
+    if not told:
+        return facts
+    pods = tuple(replace(pod, problem=None) if pod.fetching else pod for pod in facts.pods)
+    return replace(facts, pods=pods, download=told)
 
 
 def pods_of(name: str, pods: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -25,6 +25,7 @@ from octavo_operator.conditions import (
 )
 from octavo_operator.deletion_cost import shrinks, write_costs
 from octavo_operator.events import post_event
+from octavo_operator.facts import with_download
 from octavo_operator.foreign import describe_foreign_change
 from octavo_operator.gpu_room import Room
 from octavo_operator.holding import keep_verdict
@@ -251,11 +252,12 @@ async def _reconcile_valid(
     if means.loads is not None:
         means.loads.watch(live, seen)
     facts = read_facts(service, deployment, seen, problem=problem, fit=fit)
-    fetching = any(pod.fetching for pod in facts.current)
+    fetching = {pod.name for pod in facts.current if pod.fetching}
     if fetching and means.loads is not None:
-        facts = replace(facts, download=await means.loads.describe_downloads(seen))
+        asked = [each for each in seen if each["metadata"]["name"] in fetching]
+        facts = with_download(facts, await means.loads.describe_downloads(asked))
     facts = replace(facts, routing=routing)
-    impatient = fetching or is_impatient(deployment, facts)
+    impatient = bool(fetching) or is_impatient(deployment, facts)
     return decide_status(service, facts, previous, now()), impatient
 
 
