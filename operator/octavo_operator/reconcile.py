@@ -38,10 +38,11 @@ from octavo_operator.observe import (
     read_facts,
     with_extras,
 )
-from octavo_operator.pinning import pinned_image
+from octavo_operator.pinning import knows_fetch, pinned_image
 from octavo_operator.pod_loads import PodLoads
 from octavo_operator.pod_requests import pod_name
 from octavo_operator.render import ROUTES, SOMETIMES, render
+from octavo_operator.render.deployment import choose_image
 from octavo_operator.replicas import read_replicas, seed_replicas, wanted_before
 from octavo_operator.routes import Routes
 from octavo_operator.spec import InferenceService, InvalidSpec, parse
@@ -183,7 +184,7 @@ async def _reconcile_valid(
         # Nothing is applied then: pods behind somebody else's Service would serve nobody.
         ours = None if "Deployment" in conflicts else deployment
         taken = Problem(WORKLOAD_READY, NAME_CONFLICT, "; ".join(conflicts.values()))
-        facts = read_facts(service, ours, seen, problem=taken)
+        facts = read_facts(service, ours, seen, problem=taken, now=now())
         return decide_status(service, facts, previous, now()), False
     extras = {
         kind: each
@@ -199,11 +200,18 @@ async def _reconcile_valid(
         fit = keep_verdict(await means.look(service), previous, service.generation)
     spare = None
     if means.room is not None:
-        spare = partial(means.room, own=[pod_name(each) for each in seen])
+        own = {pod_name(each): each["spec"].get("nodeName", "") for each in seen}
+        spare = partial(means.room, own=own)
     pinned = pinned_image(service, deployment, image)
-    facts = read_facts(service, deployment, seen, fit=fit)
+    facts = read_facts(service, deployment, seen, fit=fit, now=now())
     problem = None
-    for manifest in render(service, image=pinned, replicas=replicas, installation=installation):
+    for manifest in render(
+        service,
+        image=pinned,
+        replicas=replicas,
+        installation=installation,
+        fetches=knows_fetch(service, deployment, choose_image(service, pinned)),
+    ):
         kind = manifest["kind"]
         if kind in ROUTES:
             continue
@@ -251,7 +259,7 @@ async def _reconcile_valid(
         await _tell(kube, live, told, now())
     if means.loads is not None:
         means.loads.watch(live, seen)
-    facts = read_facts(service, deployment, seen, problem=problem, fit=fit)
+    facts = read_facts(service, deployment, seen, problem=problem, fit=fit, now=now())
     fetching = {pod.name for pod in facts.current if pod.fetching}
     if fetching and means.loads is not None:
         asked = [each for each in seen if each["metadata"]["name"] in fetching]

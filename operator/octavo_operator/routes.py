@@ -49,13 +49,18 @@ class Routes:
         manifests: list[Object],
         deployment: Mapping[str, Any] | None,
     ) -> Routes:
-        """Asks for nothing of a service that has never had any."""
+        """Asks for nothing of a service that has never had any, but before it has a Deployment: the
+        one that named them may be gone.
+        """
         routes = cls(kube, service, manifests)
-        for kind in {**routes._wanted, **dict.fromkeys(read_extras(deployment, ROUTES))}:
+        named = read_extras(deployment, ROUTES)
+        unsure = set(ROUTES) - set(routes._wanted) if deployment is None else set()
+        for kind in {**routes._wanted, **dict.fromkeys(sorted(named | unsure))}:
             try:
                 found = await kube.get(ROUTES[kind], kind, service.namespace, service.name)
             except KubeError as error:
-                routes._unread[kind] = error
+                if kind not in unsure:
+                    routes._unread[kind] = error
             else:
                 if found is not None:
                     routes._live[kind] = found

@@ -67,25 +67,27 @@ async def choose_deployment(
     if live is None:
         return Choice(None, held) if held else Choice(with_cause(None, wanted))
     tries = asks(service, live)
-    if not tries and (failed := failed_before(live, wanted)) is not None:
-        return Choice(_held(service, live, rendered), failed)
     told = previous.get("rollout")
-    if rolls(live, wanted):
+    stays = None if tries else failed_before(live, wanted)
+    if stays is None and rolls(live, wanted):
         stays = held or (None if tries else _does_not_fit(facts))
-        if stays is not None:
-            return Choice(_held(service, live, rendered), stays)
-        manifest = remember(live, with_cause(live, wanted, told), facts, previous)
-        return Choice(await _planned(service, manifest, spare, now))
+        if stays is None:
+            manifest = remember(live, with_cause(live, wanted, told), facts, previous)
+            return Choice(await _planned(service, manifest, spare, now))
+    # NOTE: an edit that is held back is no reason to leave what runs to itself.
     if (why := decide_rollback(live, facts, previous, now)) is not None:
         return Choice(await _planned(service, roll_back(live, rendered, why), spare, now), why)
-    manifest = remember(live, with_cause(live, wanted, told), facts, previous)
+    manifest = with_cause(live, wanted, told) if stays is None else hold(live, rendered)
+    manifest = remember(live, manifest, facts, previous)
     plan = read_plan(live)
     if plan is not None and service.wants_gpu:
         again = waits_in_vain(plan, facts, now)
         manifest = (
             await _planned(service, manifest, spare, now) if again else with_plan(manifest, plan)
         )
-    return Choice(manifest, None if held is None or held.reason == PROGRESSING else held)
+    if stays is None and held is not None and held.reason != PROGRESSING:
+        stays = held
+    return Choice(manifest, stays)
 
 
 def _does_not_fit(facts: Facts) -> Problem | None:
@@ -104,18 +106,10 @@ def _does_not_fit(facts: Facts) -> Problem | None:
 def is_impatient(live: Mapping[str, Any] | None, facts: Facts) -> bool:
     """Whether something is decided soon that no event tells of."""
     plan = read_plan(live)
-    decides = bool(read(live, LAST_GOOD_ANNOTATION)) or (plan is not None and plan.surge)
-    return decides and any(
+    beside = plan is not None and plan.surge and len(facts.pods) > facts.wanted
+    return (beside or bool(read(live, LAST_GOOD_ANNOTATION))) and any(
         pod.problem is not None and pod.problem.reason in WAITS for pod in facts.current
     )
-
-
-def _held(
-    service: InferenceService, live: Mapping[str, Any], rendered: dict[str, Any]
-) -> dict[str, Any]:
-    """`hold`, in the midst of a rollout too: its plan keeps the old pods up."""
-    manifest, plan = hold(live, rendered), read_plan(live)
-    return manifest if plan is None or not service.wants_gpu else with_plan(manifest, plan)
 
 
 async def _planned(
@@ -128,6 +122,7 @@ async def _planned(
     gpus = service.spec.engine.tensor_parallel_size
     revision = manifest["metadata"]["annotations"][REVISION_ANNOTATION]
     claims = service.spec.cache.persistent_volume_claim is not None
-    room = Room.UNKNOWN if claims else await spare(template)
-    plan = decide_plan(revision, room, gpus=gpus, replicas=replicas, claims_cache=claims)
+    plan = decide_plan(
+        revision, await spare(template), gpus=gpus, replicas=replicas, claims_cache=claims
+    )
     return with_plan(manifest, replace(plan, at=now))

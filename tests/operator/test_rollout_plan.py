@@ -71,7 +71,13 @@ def test_a_cache_that_one_node_may_have_is_not_waited_for_on_another() -> None:
     change(cluster, Room.NOW)
     assert strategy(cluster) == (0, 1)
     assert "the cache's claim" in cluster.live["status"]["rollout"]["plan"]
-    assert cluster.looks == 0
+
+
+def test_a_pod_that_no_node_would_have_waits_beside_though_it_claims_a_cache() -> None:
+    cluster = serving()
+    cluster.edit(cache={"persistentVolumeClaim": "cache"})
+    change(cluster, Room.NONE)
+    assert strategy(cluster) == (1, 0)
 
 
 def test_the_plan_stays_when_its_own_pod_takes_the_spare_gpu() -> None:
