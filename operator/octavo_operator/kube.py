@@ -29,6 +29,7 @@ Object = dict[str, Any]
 _PLURALS = {
     ("v1", "Event"): "events",
     ("v1", "Node"): "nodes",
+    ("v1", "PersistentVolumeClaim"): "persistentvolumeclaims",
     ("v1", "Pod"): "pods",
     ("v1", "Service"): "services",
     ("networking.k8s.io/v1", "NetworkPolicy"): "networkpolicies",
@@ -291,9 +292,10 @@ class Kube:
         query = {"fieldManager": names.FIELD_MANAGER}
         return await self._request("PATCH", path, query, body, "application/merge-patch+json")
 
-    async def create(self, manifest: Object) -> Object:
+    async def create(self, manifest: Object, *, dry_run: bool = False) -> Object:
+        """`dry_run`: it is judged, and not made."""
         path = path_of(manifest["apiVersion"], manifest["kind"], manifest["metadata"]["namespace"])
-        query = {"fieldManager": names.FIELD_MANAGER}
+        query = {"fieldManager": names.FIELD_MANAGER, **({"dryRun": "All"} if dry_run else {})}
         return await self._request("POST", path, query, manifest, "application/json")
 
     async def replace(self, manifest: Object) -> Object:

@@ -10,7 +10,9 @@ from functools import partial
 from typing import Any
 
 from octavo_operator import names
+from octavo_operator.admission import Admission
 from octavo_operator.apply import Refused, apply, find_conflict
+from octavo_operator.claims import Claims
 from octavo_operator.conditions import (
     FORBIDDEN,
     FOREIGN_CHANGE,
@@ -48,7 +50,7 @@ from octavo_operator.routes import Routes
 from octavo_operator.spec import InferenceService, InvalidSpec, parse
 from octavo_operator.status import decide_invalid, decide_status
 from octavo_operator.transitions import Event, decide_events
-from octavo_operator.workload import choose_deployment, is_impatient
+from octavo_operator.workload import Asks, choose_deployment, is_impatient
 
 log = logging.getLogger(__name__)
 
@@ -63,12 +65,15 @@ LookForRoom = Callable[..., Awaitable[Room]]
 class Means:
     """What a pass may ask besides the API server's objects; it does without what is None.
 
-    `look` tells whether the model fits its GPUs, `room` whether a GPU is spare, `loads` how busy
-    pods are; `watch_routes` is told of the routes that there are.
+    `look` tells whether the model fits its GPUs, `room` whether a GPU is spare, `claims` whether
+    two pods may mount theirs, `admission` whether pods are let in, `loads` how busy they are;
+    `watch_routes` is told of the routes that there are.
     """
 
     look: Look | None = None
     room: LookForRoom | None = None
+    claims: Claims | None = None
+    admission: Admission | None = None
     loads: PodLoads | None = None
     watch_routes: Callable[[Mapping[str, Any]], None] = lambda made: None
 
@@ -202,6 +207,11 @@ async def _reconcile_valid(
     if means.room is not None:
         own = {pod_name(each): each["spec"].get("nodeName", "") for each in seen}
         spare = partial(means.room, own=own)
+    bound = refuses = None
+    if means.claims is not None:
+        bound = partial(means.claims.bound_to_one_node, service.namespace)
+    if means.admission is not None:
+        refuses = partial(means.admission.refuses, service.namespace, service.name)
     pinned = pinned_image(service, deployment, image)
     facts = read_facts(service, deployment, seen, fit=fit, now=now())
     problem = None
@@ -224,7 +234,7 @@ async def _reconcile_valid(
                 default=image,
                 facts=facts,
                 previous=previous,
-                spare=spare,
+                cluster=Asks(spare, bound, refuses),
                 now=now(),
             )
             problem = choice.problem

@@ -14,6 +14,7 @@ from octavo_operator import conditions
 from octavo_operator.conditions import FITS_ACCELERATOR, Condition
 from octavo_operator.drain import grace_seconds
 from octavo_operator.gpu_room import Room
+from octavo_operator.kube import KubeError
 from octavo_operator.render import deployment as deployment_module
 from octavo_operator.rollback import HUB_SECONDS, UNSCHEDULABLE_SECONDS
 
@@ -235,3 +236,42 @@ def test_a_model_that_comes_from_the_hub_from_now_on_is_fetched() -> None:
     cluster.edit(model={"uri": "hf://org/tiny"})
     cluster.pass_over()
     assert cluster.deployment["spec"]["template"]["spec"]["initContainers"]
+
+
+# Pods that nobody would let in.
+
+REFUSED = KubeError(403, "Forbidden", 'pods "tiny" is forbidden: violates PodSecurity "restricted"')
+
+
+def test_what_serves_stays_while_pods_with_new_settings_are_refused() -> None:
+    cluster = MemoryCluster(engine={"maxModelLen": 512})
+    cluster.pass_over()
+    assert cluster.trials == []  # nothing makes way
+    cluster.has_pods(cluster.pod_of(ready=True))
+    cluster.pass_over()
+    cluster.judges = REFUSED
+    cluster.edit(engine={"maxModelLen": 9999})
+    told = cluster.pass_over()["WorkloadReady"]
+    assert (told["reason"], length(cluster)) == ("PodsRefused", "512")
+    assert 'violates PodSecurity "restricted"' in told["message"]
+    (trial,) = cluster.trials
+    assert "--max-model-len=9999" in trial["spec"]["containers"][0]["args"]
+    assert (trial["metadata"]["namespace"], trial["metadata"]["name"]) == ("ns", "tiny-trial")
+    cluster.judges = None
+    assert cluster.pass_over()["WorkloadReady"]["reason"] == "RollingOut"
+    assert length(cluster) == "9999"
+    trials = len(cluster.trials)
+    cluster.pass_over()
+    assert len(cluster.trials) == trials
+
+
+def test_it_is_tried_all_the_same_when_asked_or_when_nothing_serves() -> None:
+    cluster = edited(Room.NOW)
+    cluster.judges = REFUSED
+    cluster.edit(engine={"maxModelLen": 8888}, annotations={"octavo.dev/upgrade": "1"})
+    cluster.pass_over()
+    assert length(cluster) == "8888"
+    cluster.has_pods(cluster.pod_of())
+    cluster.edit(engine={"maxModelLen": 7777})
+    cluster.pass_over()
+    assert length(cluster) == "7777"
