@@ -7,6 +7,7 @@ import http.client
 import json
 import threading
 import time
+import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -20,14 +21,16 @@ from tests.server.tiny_models import make_tiny
 
 pytestmark = [pytest.mark.usefixtures("operator"), pytest.mark.timeout(300)]
 
-CLIENTS = 4
-TOKENS = 60
+SHORT = 4, 60
+"""Clients at a time, and tokens of an answer: some 0.3 s."""
+LONG = 3, 3000
+"""Longer than the pause before a drain: those that are in the midst of one end in it."""
 
 
 @pytest.fixture
 def tiny_node(cluster: Cluster, nodes: Callable[..., Node], tmp_path: Path) -> Iterator[Node]:
     """A node whose server image holds a tiny model in /models/tiny."""
-    folder = make_tiny("llama2", tmp_path / "tiny", max_position_embeddings=512)
+    folder = make_tiny("llama2", tmp_path / "tiny", max_position_embeddings=4096)
     for path in (tmp_path, folder, *folder.iterdir()):
         path.chmod(0o755)
     image = cluster.images["octavo-server"]
@@ -42,9 +45,14 @@ class Streams:
     def __init__(self, address: Callable[[], tuple[str, int]], model: str) -> None:
         self._address, self._model = address, model
         self._over = threading.Event()
-        self._threads = [threading.Thread(target=self._stream) for _ in range(CLIENTS)]
+        self._threads = [
+            threading.Thread(target=self._stream, args=(tokens,))
+            for clients, tokens in (SHORT, LONG)
+            for _ in range(clients)
+        ]
         self.problems: list[str] = []
-        self.done = 0
+        self.done = {tokens: 0 for _, tokens in (SHORT, LONG)}
+        self.refused = 0  # with a hint when to come again
 
     def __enter__(self) -> Streams:
         for each in self._threads:
@@ -56,18 +64,23 @@ class Streams:
         for each in self._threads:
             each.join()
 
-    def _stream(self) -> None:
+    def _stream(self, tokens: int) -> None:
         while not self._over.is_set():
             try:
-                if problem := self._one():
-                    self.problems.append(problem)
+                problem = self._one(tokens)
             except (OSError, http.client.HTTPException) as error:
-                self.problems.append(f"{type(error).__name__}: {error}")
-            self.done += 1
+                problem = f"{type(error).__name__}: {error}"
+            if problem is None:
+                self.refused += 1
+                time.sleep(0.2)
+            elif problem:
+                self.problems.append(f"of {tokens} tokens: {problem}")
+            else:
+                self.done[tokens] += 1
 
-    def _one(self) -> str:
-        """What went wrong with one answer; ""."""
-        body = {"model": self._model, "prompt": [1, 2, 3], "max_tokens": TOKENS,
+    def _one(self, tokens: int) -> str | None:
+        """What went wrong with one answer; "" for a whole one, None for one that was put off."""
+        body = {"model": self._model, "prompt": [1, 2, 3], "max_tokens": tokens,
                 "ignore_eos": True, "stream": True}  # fmt: skip
         connection = http.client.HTTPConnection(*self._address(), timeout=60)
         try:
@@ -76,23 +89,58 @@ class Streams:
             )
             answer = connection.getresponse()
             if answer.status == 503 and answer.getheader("Retry-After"):
-                time.sleep(0.2)
-                return ""
+                return None
             text = answer.read().decode()
             if answer.status != 200:
                 return f"{answer.status}: {text[:200]}"
             lines = [line for line in text.splitlines() if line.startswith("data: ")]
             if not lines or lines[-1] != "data: [DONE]":
                 return f"cut after {len(lines)} chunks"
-            finished = [json.loads(line[6:]) for line in lines[:-1]]
-            reasons = [c["finish_reason"] for each in finished for c in each["choices"]]
-            return "" if "length" in reasons else f"ended with {set(reasons)}"
+            chunks = [c for line in lines[:-1] for c in json.loads(line[6:])["choices"]]
+            reason = chunks[-1]["finish_reason"] if chunks else None
+            if reason != "length" or not tokens <= len(chunks) <= tokens + 1:
+                return f"{len(chunks)} chunks, ended with {reason}"
+            return ""
         finally:
             connection.close()
 
 
+class Drains:
+    """Asks pods that are being deleted what they still answer, until it ends."""
+
+    def __init__(self, client: Client, namespace: str) -> None:
+        self._client, self._namespace = client, namespace
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._watch)
+        self.most: dict[str, int] = {}
+        """By pod: the most requests in flight that it told of while it drained."""
+
+    def __enter__(self) -> Drains:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        self._thread.join()
+
+    def _watch(self) -> None:
+        while not self._over.wait(0.2):
+            for pod in pods_of(self._client, self._namespace, "a"):
+                ip = pod["status"].get("podIP")
+                if not pod["metadata"].get("deletionTimestamp") or not ip:
+                    continue
+                try:
+                    with urllib.request.urlopen(f"http://{ip}:8000/load", timeout=2) as answer:
+                        load = json.load(answer)
+                except OSError:
+                    continue  # it has just ended
+                if load["state"] == "draining":
+                    name = pod["metadata"]["name"]
+                    self.most[name] = max(self.most.get(name, 0), load["server_load"])
+
+
 def test_nothing_is_lost(cluster: Cluster, client: Client, namespace: str, tiny_node: Node) -> None:
-    engine = {"device": "cpu", "maxModelLen": 256, "kvCacheMemory": "16Mi", "dtype": "float32"}
+    engine = {"device": "cpu", "maxModelLen": 4000, "kvCacheMemory": "64Mi", "dtype": "float32"}
     model = {"uri": "file:///models/tiny"}
     make(client, namespace, manifest("a", engine, model=model, replicas=2, drain={"seconds": 60}))
     wait_until_ready(cluster, namespace, "a")
@@ -114,14 +162,24 @@ def test_nothing_is_lost(cluster: Cluster, client: Client, namespace: str, tiny_
         wanted = client.get(own)["spec"]["replicas"]
         return rollout_over() and len(pods_of(client, namespace, "a")) == wanted
 
-    with Streams(lambda: cluster.service_address(namespace, "a"), "a") as streams:
-        time.sleep(1)
-        client.patch(own, {"spec": {"engine": {"maxModelLen": 200}}})
-        wait_for("the rolling update", settled, 120, lambda: client.get(own)["status"])
-        rolled = streams.done
+    with (
+        Streams(lambda: cluster.service_address(namespace, "a"), "a") as streams,
+        Drains(client, namespace) as drains,
+    ):
+        wait_for("long streams", lambda: streams.done[LONG[1]] >= LONG[0], 120)
+        client.patch(own, {"spec": {"engine": {"maxModelLen": 3900}}})
+        wait_for("the rolling update", settled, 180, lambda: client.get(own)["status"])
+        rolled, of_update = dict(streams.done), dict(drains.most)
         client.patch(own, {"spec": {"replicas": 1}})
-        wait_for("the scale-down", settled, 60, lambda: client.get(own)["status"])
+        wait_for("the scale-down", settled, 120, lambda: client.get(own)["status"])
         time.sleep(1)
-    print(f"{streams.done} streams, {rolled} until the update was over")
+    of_scale_down = {name: most for name, most in drains.most.items() if name not in of_update}
+    print(
+        f"{streams.done} streams by tokens, {rolled} until the update was over, {streams.refused} "
+        f"put off; in flight in drains: {of_update} in the update, {of_scale_down} after it"
+    )
     assert streams.problems == []
-    assert streams.done > 20
+    assert streams.done[SHORT[1]] > 20
+    # Streams were in the midst of it where a pod went: else nothing was proven.
+    assert len(of_update) == 2 and max(of_update.values()) > 0
+    assert len(of_scale_down) == 1
