@@ -170,7 +170,7 @@ def _add_tokenizer(app: FastAPI, service: Service) -> None:
                 f"tokens holds {wrong}; this model's ids are 0 to {model.vocab_size - 1}", "tokens"
             )
         known = [i for i in body.tokens if i < model.pieces.vocab_size]
-        text = await model.pool.run(
+        text = await service.in_pool(
             lambda: str(model.tokenizer.decode(known, clean_up_tokenization_spaces=False)),
             size=len(known),
         )

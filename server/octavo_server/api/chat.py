@@ -11,6 +11,7 @@ from starlette.responses import Response
 
 from octavo_server.api.collect import Collected, collect, usage
 from octavo_server.api.errors import json_response
+from octavo_server.api.gate import key_of
 from octavo_server.api.limits import check_multiplied
 from octavo_server.api.logprobs import chat_logprobs, prompt_logprobs
 from octavo_server.api.protocol import ChatCompletionRequest, ChatMessage, message_dicts
@@ -27,6 +28,8 @@ async def create_chat_completion(service: Service, request: Request) -> Response
     """Answer one request; whatever is wrong with it is raised."""
     arrival = time.monotonic()
     model = service.model
+    key = key_of(request)
+    service.admission.check(key, arrival)
     body = await service.read(request, ChatCompletionRequest, defaults=True)
     name = service.check_model_name(body.model)
     params = _params(service, body)
@@ -48,6 +51,7 @@ async def create_chat_completion(service: Service, request: Request) -> Response
         request_id=request_id,
         arrival=arrival,
         streaming=bool(body.stream),
+        key=key,
     )
     service.log_ignored(body)
     watcher = watch_disconnect(request, lambda: service.requests.cancel(group))
@@ -94,7 +98,7 @@ async def encode_messages(
         raise InvalidRequest(
             f"chat_template_kwargs may not hold {sorted(wrong)}", "chat_template_kwargs"
         )
-    text = await model.pool.run(
+    text = await service.in_pool(
         lambda: render_chat(
             model.tokenizer,
             dicts,

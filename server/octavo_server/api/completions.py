@@ -13,6 +13,7 @@ from starlette.responses import Response
 
 from octavo_server.api.collect import Collected, collect, usage
 from octavo_server.api.errors import json_response
+from octavo_server.api.gate import key_of
 from octavo_server.api.limits import check_multiplied
 from octavo_server.api.logprobs import completion_logprobs, prompt_logprobs, prompt_offsets
 from octavo_server.api.protocol import CompletionRequest, parse_prompts
@@ -41,6 +42,8 @@ async def create_completion(service: Service, request: Request) -> Response:
     """Answer one request; whatever is wrong with it is raised."""
     arrival = time.monotonic()
     model = service.model
+    key = key_of(request)
+    service.admission.check(key, arrival)
     body = await service.read(request, CompletionRequest, defaults=True)
     name = service.check_model_name(body.model)
     params, drops_token = _params(service, body)
@@ -58,6 +61,7 @@ async def create_completion(service: Service, request: Request) -> Response:
         request_id=request_id,
         arrival=arrival,
         streaming=bool(body.stream),
+        key=key,
     )
     service.log_ignored(body)
     watcher = watch_disconnect(request, lambda: service.requests.cancel(group))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hmac
 
+from starlette.requests import Request
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from octavo_server.api.errors import Unauthorized, error_response
@@ -11,6 +12,7 @@ from octavo_server.api.lifecycle import Lifecycle
 from octavo_server.errors import OctavoError
 
 _GUARDED = ("/v1/", "/tokenize", "/detokenize")
+_KEY = "octavo_key"  # in the scope of a request: which key it came with
 
 
 class Gate:
@@ -43,5 +45,13 @@ class Gate:
             return
         given: bytes = dict(scope["headers"]).get(b"authorization", b"")
         # NOTE: all keys are compared, each in constant time.
-        if sum(hmac.compare_digest(given, key) for key in self._keys) == 0:
+        found = [hmac.compare_digest(given, key) for key in self._keys]
+        if not any(found):
             raise Unauthorized("a valid API key is needed: Authorization: Bearer KEY")
+        scope[_KEY] = found.index(True)
+
+
+def key_of(request: Request) -> int | None:
+    """Which of the server's keys a request came with; None where none is asked for."""
+    key: int | None = request.scope.get(_KEY)
+    return key

@@ -15,7 +15,12 @@ import click
 
 from octavo_server import log_lines
 from octavo_server.api.chat_template import read_chat_template
-from octavo_server.api.settings import MIB, ServeSettings
+from octavo_server.api.settings import (
+    MAX_NUM_QUEUED_REQS,
+    MAX_NUM_QUEUED_TOKENS,
+    MIB,
+    ServeSettings,
+)
 from octavo_server.api.signals import EarlySignals
 from octavo_server.api.sizes import Size
 from octavo_server.api.termination import TellingCommand, write_termination
@@ -86,6 +91,27 @@ _BACKLOG = 2048  # connections that wait while the loop is busy
 @click.option("--seed", type=int, default=0, show_default=True)
 @click.option("--max-logprobs", type=click.IntRange(0), default=20, show_default=True)
 @click.option("--max-body-bytes", type=Size(), default=32 * MIB, help="Default: 32MiB.")
+@click.option(
+    "--max-num-queued-reqs",
+    type=click.IntRange(0),
+    default=MAX_NUM_QUEUED_REQS,
+    show_default=True,
+    help="Answers (n for each prompt) that may wait to be started; more are refused, 503. 0: any.",
+)
+@click.option(
+    "--max-num-queued-tokens",
+    type=click.IntRange(0),
+    default=MAX_NUM_QUEUED_TOKENS,
+    show_default=True,
+    help="The same in prompt tokens.",
+)
+@click.option(
+    "--max-reqs-per-key",
+    type=click.IntRange(0),
+    default=0,
+    show_default=True,
+    help="Answers that one API key may have running or waiting; more are refused, 429. 0: any.",
+)
 @click.option(
     "--shutdown-timeout",
     type=click.FloatRange(0),
@@ -183,10 +209,15 @@ def serve_settings(model: str, flags: dict[str, Any]) -> ServeSettings:
             f" {prefix!r}"
         )
     keys = [key for key in (*flags["api_key"], os.environ.get("OCTAVO_API_KEY", "")) if key]
+    if flags["max_reqs_per_key"] and not keys:
+        raise InvalidSettings("--max-reqs-per-key needs --api-key: without keys, clients are one")
     return ServeSettings(
         served_model_names=tuple(names or [model]),
         max_logprobs=flags["max_logprobs"],
         max_body_bytes=flags["max_body_bytes"],
+        max_num_queued_reqs=flags["max_num_queued_reqs"],
+        max_num_queued_tokens=flags["max_num_queued_tokens"],
+        max_reqs_per_key=flags["max_reqs_per_key"],
         shutdown_timeout_seconds=flags["shutdown_timeout"],
         step_limit_seconds=flags["step_timeout"],
         metrics_prefix=prefix,

@@ -14,7 +14,9 @@ import orjson
 from pydantic import BaseModel
 from starlette.requests import Request
 
-from octavo_server.api.errors import BodyTooLarge, ClientGone, Unavailable, UnknownModel
+from octavo_server.api.admission import Admission, Bounds
+from octavo_server.api.errors import Unavailable, UnknownModel
+from octavo_server.api.intake import Intake
 from octavo_server.api.lifecycle import Lifecycle
 from octavo_server.api.limits import check_lengths, check_raw
 from octavo_server.api.metrics import Metrics
@@ -34,13 +36,14 @@ from octavo_server.errors import EngineDead, InvalidRequest
 from octavo_server.log_lines import seconds_running
 from octavo_server.sampling_params import SamplingParams
 from octavo_server.text.pieces import Pieces, pieces_of
-from octavo_server.text.prompt import TokenizerPool, apply_defaults
+from octavo_server.text.prompt import TokenizerPool, apply_defaults, encode
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 logger = logging.getLogger(__name__)
 Body = TypeVar("Body", bound=BaseModel)
+T = TypeVar("T")
 
 # Where a tokenizer's longest token is not known to bound a text's length.
 _OPAQUE_CHARACTERS_PER_TOKEN = 1000
@@ -79,7 +82,12 @@ class Service:
         self.settings = settings
         self.metrics = Metrics(settings.served_model_names[0], prefix=settings.metrics_prefix)
         self.lifecycle = Lifecycle(step_limit_seconds=settings.step_limit_seconds)
-        self.requests = LiveRequests(send, self.metrics)
+        bounds = Bounds(
+            settings.max_num_queued_reqs, settings.max_num_queued_tokens, settings.max_reqs_per_key
+        )
+        self.admission = Admission(bounds, self.metrics.admission_rejections)
+        self.intake = Intake(settings.max_body_bytes, self.metrics.admission_rejections)
+        self.requests = LiveRequests(send, self.metrics, self.admission)
         self.created = int(time.time())
         self._progress = progress
         self._on_loaded = on_loaded
@@ -145,6 +153,9 @@ class Service:
             max_characters=per_token * self.ready.max_model_len,
         )
         self.metrics.set_context_length(self.ready.max_model_len)
+        self.admission.set_capacity(
+            self.ready.max_num_seqs, (self.ready.num_blocks - 1) * self.ready.block_size
+        )
         if self.metrics.cache_config:
             self.metrics.cache_config |= {
                 "block_size": str(self.ready.block_size),
@@ -171,11 +182,12 @@ class Service:
         return min(self.settings.max_logprobs, self.model.vocab_size)
 
     async def read(self, request: Request, kind: type[Body], *, defaults: bool = False) -> Body:
-        """The request's body as a `kind`. Raises `InvalidRequest`, `BodyTooLarge`, ValidationError.
+        """The request's body as a `kind`. Raises `InvalidRequest`, ValidationError, and what
+        `Intake.read_body` does.
 
         With `defaults`, fields that the body left out get the model's.
         """
-        raw = await read_body(request, self.settings.max_body_bytes)
+        raw = await self.intake.read_body(request)
         check_raw(raw)
         try:
             fields = orjson.loads(raw)
@@ -205,7 +217,13 @@ class Service:
                 param,
                 "context_length_exceeded",
             )
-        return await model.pool.encode(text, add_special_tokens=add_special_tokens)
+        return await self.in_pool(
+            lambda: encode(model.tokenizer, text, add_special_tokens), size=len(text)
+        )
+
+    async def in_pool(self, work: Callable[[], T], *, size: int) -> T:
+        """Work of the tokenizer that concerns so many characters or tokens, off the event loop."""
+        return await self.intake.in_pool(self.model.pool, work, size=size)
 
     def check_prompt(self, token_ids: Sequence[int], param: str) -> None:
         """Raise `InvalidRequest` unless the model can take this prompt and add a token."""
@@ -256,26 +274,6 @@ class Service:
             self._unknown_fields.update(shown)
             more = f" and {len(new) - len(shown)} more" if len(new) > len(shown) else ""
             logger.warning("ignored fields of requests, named once: %s%s", ", ".join(shown), more)
-
-
-async def read_body(request: Request, limit_bytes: int) -> bytes:
-    """The whole body; `BodyTooLarge` as soon as it is known to exceed the limit."""
-    declared = request.headers.get("content-length", "")
-    if declared.isdigit() and int(declared) > limit_bytes:
-        raise BodyTooLarge(f"the body has {declared} bytes; the limit is {limit_bytes}")
-    parts: list[bytes] = []
-    size = 0
-    while True:
-        message = await request.receive()
-        if message["type"] == "http.disconnect":
-            raise ClientGone("the client closed the connection")
-        part: bytes = message.get("body", b"")
-        size += len(part)
-        if size > limit_bytes:
-            raise BodyTooLarge(f"the body exceeds {limit_bytes} bytes")
-        parts.append(part)
-        if not message.get("more_body", False):
-            return b"".join(parts)
 
 
 def watch_disconnect(request: Request, on_gone: Callable[[], None]) -> asyncio.Task[None]:

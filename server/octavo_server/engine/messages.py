@@ -86,8 +86,11 @@ class TokenOutput(msgspec.Struct, omit_defaults=True, gc=False):
     error: str | None = None
 
 
-class EngineStats(msgspec.Struct):
-    """Gauges after a step, and counters since the previous message."""
+class EngineStats(msgspec.Struct, omit_defaults=True):
+    """Gauges after a step, and counters since the previous message.
+
+    `waiting_tokens` are those that the waiting requests have; `added` counts the `Add`s taken in.
+    """
 
     running: int
     waiting: int
@@ -98,6 +101,8 @@ class EngineStats(msgspec.Struct):
     prompt_tokens: int = 0
     generation_tokens: int = 0
     step_tokens: int = 0
+    waiting_tokens: int = 0
+    added: int = 0
 
 
 class Ready(msgspec.Struct, tag="ready"):

@@ -90,6 +90,7 @@ class Scheduler:
         assert request.request_id not in self._live, "request ids are never reused"
         self._live[sequence.request_id] = sequence
         self.waiting.append(sequence)
+        self._counters.added += 1
 
     def abort(self, request_ids: Iterable[str]) -> None:
         """Forget requests and free their pages; ids that are not live are ignored."""
@@ -236,6 +237,8 @@ class Scheduler:
             prompt_tokens=counters.prompt_tokens,
             generation_tokens=counters.generation_tokens,
             step_tokens=counters.step_tokens,
+            waiting_tokens=self.waiting.num_tokens,
+            added=counters.added,
         )
 
     def check_integrity(self) -> None:
@@ -245,6 +248,7 @@ class Scheduler:
         assert len(set(rows) - {NO_ROW}) == len(rows), "a row has two sequences"
         assert len(rows) + len(self._free_rows) == self.config.max_num_seqs, "a row was lost"
         assert len(self._live) == len(self.running) + len(self.waiting), "a request was lost"
+        assert self.waiting.num_tokens == sum(len(each.token_ids) for each in self.waiting)
         assert all(not sequence.block_ids for sequence in self.waiting), (
             "a waiting request holds pages"
         )
@@ -429,3 +433,4 @@ class _Counters:
     prompt_tokens: int = 0
     generation_tokens: int = 0
     step_tokens: int = 0
+    added: int = 0

@@ -28,6 +28,8 @@ class Waiting:
         # Turns of those who came back from a row count down, from before all others'.
         self._next = 0
         self._before = -1
+        self.num_tokens = 0
+        """Of all who wait."""
 
     def __len__(self) -> int:
         return len(self._plain) + len(self._counted)
@@ -38,12 +40,14 @@ class Waiting:
     def append(self, sequence: Sequence) -> None:
         sequence.turn = self._next
         self._next += 1
+        self.num_tokens += len(sequence.token_ids)
         self._line(sequence)[sequence] = None
 
     def put_back(self, sequence: Sequence) -> None:
         """It had a row already, and is first now."""
         sequence.turn = self._before
         self._before -= 1
+        self.num_tokens += len(sequence.token_ids)
         self._line(sequence)[sequence] = None
         self._line(sequence).move_to_end(sequence, last=False)
 
@@ -56,9 +60,11 @@ class Waiting:
         """Out of the line whose `first` it was."""
         taken, _ = self._line(sequence).popitem(last=False)
         assert taken is sequence, "taken out of turn"
+        self.num_tokens -= len(sequence.token_ids)
 
     def remove(self, sequence: Sequence) -> None:
         del self._line(sequence)[sequence]
+        self.num_tokens -= len(sequence.token_ids)
 
     def startable(self, rows: int, free_slots: int) -> Iterator[Sequence]:
         """Who could start on so many rows, if pages were plenty."""

@@ -95,12 +95,6 @@ class TokenizerPool:
         self.tokenizer = tokenizer
         self._executor = ThreadPoolExecutor(threads, thread_name_prefix="tokenizer")
 
-    async def encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
-        """Token ids of `text`."""
-        return await self.run(
-            lambda: encode(self.tokenizer, text, add_special_tokens), size=len(text)
-        )
-
     async def run(self, work: Callable[[], T], *, size: int) -> T:
         """`work()` here if it concerns few characters (`size`), else in a thread."""
         if size <= _INLINE_CHARACTERS:

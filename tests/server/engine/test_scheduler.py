@@ -162,6 +162,19 @@ def test_admission_waits_until_the_whole_prompt_fits() -> None:
     assert bench.scheduler.take_stats().preemptions == 0
 
 
+def test_stats_tell_what_waits_and_what_was_taken_in() -> None:
+    bench = Bench(blocks=1 + 16)
+    bench.add("a", [1] * 30, max_tokens=10)
+    bench.add("b", [2] * 36, max_tokens=1)
+    bench.add("c", [3] * 5, max_tokens=1)
+    bench.step()
+    stats = bench.scheduler.take_stats()
+    assert (stats.waiting, stats.waiting_tokens, stats.added) == (2, 41, 3)
+    bench.scheduler.abort(["b"])
+    stats = bench.scheduler.take_stats()
+    assert (stats.waiting, stats.waiting_tokens, stats.added) == (1, 5, 0)
+
+
 def test_count_slots_bound_the_rows_with_penalties() -> None:
     bench = Bench(count_slots=1)
     bench.add("a", [1, 2], max_tokens=3, presence_penalty=1.0)
