@@ -25,6 +25,7 @@ from octavo_server.api.protocol import (
     DetokenizeRequest,
     TokenizeRequest,
 )
+from octavo_server.api.request_id import with_name
 from octavo_server.api.service import Service
 from octavo_server.cli import version
 from octavo_server.errors import InvalidRequest, OctavoError
@@ -98,14 +99,15 @@ class HotPath:
 
 
 async def _answer(request: Request, answer: Awaitable[Response]) -> Response:
-    """What a handler returns, or the response to what it raises."""
+    """What a handler returns, or the response to what it raises; with the request's name."""
     try:
-        return await answer
+        response = await answer
     except (OctavoError, ValidationError) as error:
-        return error_response(error)
+        response = error_response(error)
     except Exception as error:
         logger.exception("%s %s failed", request.method, request.url.path)
-        return error_response(error)
+        response = error_response(error)
+    return with_name(response, request.scope)
 
 
 def _add_inference(app: FastAPI, service: Service) -> None:
@@ -142,6 +144,7 @@ def _add_tokenizer(app: FastAPI, service: Service) -> None:
                 add_generation_prompt=body.add_generation_prompt,
                 continue_final_message=body.continue_final_message,
                 add_special_tokens=bool(body.add_special_tokens),
+                template_arguments=body.chat_template_kwargs,
             )
         else:
             token_ids = await service.encode(
@@ -169,11 +172,7 @@ def _add_tokenizer(app: FastAPI, service: Service) -> None:
             raise InvalidRequest(
                 f"tokens holds {wrong}; this model's ids are 0 to {model.vocab_size - 1}", "tokens"
             )
-        known = [i for i in body.tokens if i < model.pieces.vocab_size]
-        text = await service.in_pool(
-            lambda: str(model.tokenizer.decode(known, clean_up_tokenization_spaces=False)),
-            size=len(known),
-        )
+        text = await service.decode(body.tokens, skip_special_tokens=False)
         return json_response({"prompt": text})
 
 
@@ -211,7 +210,7 @@ async def _on_http_error(request: Request, error: Exception) -> Response:
         path = request.url.path[:_PATH_CHARACTERS]
         what = {404: f"there is no path {path} here", 405: f"{path} takes no {request.method}"}
         error = HTTPException(error.status_code, what[error.status_code], error.headers)
-    return error_response(error)
+    return with_name(error_response(error), request.scope)
 
 
 def _model_card(service: Service, name: str) -> dict[str, Any]:

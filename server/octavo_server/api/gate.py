@@ -9,6 +9,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from octavo_server.api.errors import Unauthorized, error_response
 from octavo_server.api.lifecycle import Lifecycle
+from octavo_server.api.request_id import with_name
 from octavo_server.errors import OctavoError
 
 _GUARDED = ("/v1/", "/tokenize", "/detokenize")
@@ -32,7 +33,7 @@ class Gate:
             if scope["method"] == "POST":
                 self._lifecycle.admit()
         except OctavoError as error:
-            await error_response(error)(scope, receive, send)
+            await with_name(error_response(error), scope)(scope, receive, send)
             return
         self._lifecycle.enter()
         try:

@@ -12,6 +12,7 @@ import logging
 import random
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -36,9 +37,18 @@ _SEQUENCE_TOKENS = 2048
 _PAUSE_TOKENS = 32_768  # a few ms of work, after which others have their turn
 
 
-def new_id(prefix: str) -> str:
-    """An id that no other request of any server has: 96 random bits without a system call."""
-    return f"{prefix}-{random.getrandbits(96):024x}"
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """On which a request is served: which of the server's API keys it came with, its priority (a
+    smaller one is first), whom it shares cached prefixes with.
+    """
+
+    key: int | None = None
+    priority: int = 0
+    cache_salt: str | None = None
+
+
+NO_TERMS = Terms()
 
 
 class Choice:
@@ -82,11 +92,11 @@ class Group:
     """One HTTP request's sequences and what they brought that its handler has not taken yet."""
 
     def __init__(
-        self, request_id: str, arrival: float, *, streaming: bool, key: int | None = None
+        self, request_id: str, arrival: float, *, streaming: bool, terms: Terms = NO_TERMS
     ) -> None:
         self.request_id = request_id
         self.arrival = arrival
-        self.key = key  # which of the server's API keys it came with
+        self.terms = terms
         self.choices: list[Choice] = []
         self.open = 0  # sequences without an end
         self.streaming = streaming
@@ -156,7 +166,7 @@ class LiveRequests:
         request_id: str,
         arrival: float,
         streaming: bool,
-        key: int | None = None,
+        terms: Terms = NO_TERMS,
     ) -> Group:
         """Start `params[i].n` sequences for each prompt i; everything was validated before.
 
@@ -164,11 +174,11 @@ class LiveRequests:
         their turn between batches. Raises what `Admission.admit` does before anything is started,
         and what `fail_all` was given, if that came meanwhile.
         """
-        group = Group(request_id, arrival, streaming=streaming, key=key)
+        group = Group(request_id, arrival, streaming=streaming, terms=terms)
         self._check_open(group)
         coming = sum(asked.n for asked in params)
         tokens = sum(len(prompt) * asked.n for prompt, asked in zip(prompts, params, strict=True))
-        self._admission.admit(coming, tokens, key, time.monotonic())
+        self._admission.admit(coming, tokens, terms.key, time.monotonic())
         since_pause = 0
         try:
             for prompt_index, (prompt, asked) in enumerate(zip(prompts, params, strict=True)):
@@ -185,7 +195,7 @@ class LiveRequests:
                     tokens -= len(token_ids)
                     since_pause += len(token_ids) + _SEQUENCE_TOKENS
         except BaseException:
-            self._admission.withdrawn(coming, tokens, key)
+            self._admission.withdrawn(coming, tokens, terms.key)
             self.cancel(group)
             raise
         return group
@@ -222,7 +232,18 @@ class LiveRequests:
         self._choices[choice.request_id] = choice
         # A stop string ends a sequence where its text is made, here, so its tokens must come.
         stream = group.streaming or bool(params.stop)
-        self._send(Add(choice.request_id, prompt, params, group.arrival, stream=stream))
+        terms = group.terms
+        self._send(
+            Add(
+                choice.request_id,
+                prompt,
+                params,
+                group.arrival,
+                cache_salt=terms.cache_salt,
+                stream=stream,
+                priority=terms.priority,
+            )
+        )
         self._admission.sent(len(prompt))
 
     def on_outputs(self, message: Outputs) -> None:
@@ -292,7 +313,7 @@ class LiveRequests:
 
     def _forget(self, choice: Choice, reason: str, now: float) -> None:
         del self._choices[choice.request_id]
-        self._admission.ended(choice.group.key)
+        self._admission.ended(choice.group.terms.key)
         metrics = self._metrics
         metrics.finished[reason] = metrics.finished.get(reason, 0) + 1
         if reason not in ("stop", "length") or choice.first_token is None:

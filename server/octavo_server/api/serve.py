@@ -113,6 +113,13 @@ _BACKLOG = 2048  # connections that wait while the loop is busy
     help="Answers that one API key may have running or waiting; more are refused, 429. 0: any.",
 )
 @click.option(
+    "--scheduling-policy",
+    type=click.Choice(["fcfs", "priority"]),
+    default="fcfs",
+    show_default=True,
+    help="First come, first served, or first by the priority that requests may say.",
+)
+@click.option(
     "--shutdown-timeout",
     type=click.FloatRange(0),
     default=30.0,
@@ -218,6 +225,7 @@ def serve_settings(model: str, flags: dict[str, Any]) -> ServeSettings:
         max_num_queued_reqs=flags["max_num_queued_reqs"],
         max_num_queued_tokens=flags["max_num_queued_tokens"],
         max_reqs_per_key=flags["max_reqs_per_key"],
+        priorities=flags["scheduling_policy"] == "priority",
         shutdown_timeout_seconds=flags["shutdown_timeout"],
         step_limit_seconds=flags["step_timeout"],
         metrics_prefix=prefix,

@@ -20,7 +20,8 @@ from octavo_server.api.intake import Intake
 from octavo_server.api.lifecycle import Lifecycle
 from octavo_server.api.limits import check_lengths, check_raw
 from octavo_server.api.metrics import Metrics
-from octavo_server.api.protocol import GenerationRequest, too_long
+from octavo_server.api.prompts import too_long, truncated
+from octavo_server.api.protocol import GenerationRequest
 from octavo_server.api.requests import LiveRequests
 from octavo_server.api.settings import ServeSettings
 from octavo_server.engine.messages import (
@@ -35,6 +36,7 @@ from octavo_server.engine.messages import (
 from octavo_server.errors import EngineDead, InvalidRequest
 from octavo_server.log_lines import seconds_running
 from octavo_server.sampling_params import SamplingParams
+from octavo_server.text.bad_words import bad_word_ids
 from octavo_server.text.pieces import Pieces, pieces_of
 from octavo_server.text.prompt import TokenizerPool, apply_defaults, encode
 
@@ -47,6 +49,8 @@ T = TypeVar("T")
 
 # Where a tokenizer's longest token is not known to bound a text's length.
 _OPAQUE_CHARACTERS_PER_TOKEN = 1000
+
+_WORD_CHARACTERS = 50  # tokenising a word takes about as long as so many more characters
 
 _MAX_UNKNOWN_FIELDS = 100  # after so many names no more are logged
 _UNKNOWN_FIELDS_LOGGED = 20  # of one request
@@ -65,6 +69,7 @@ class Model:
     max_model_len: int
     vocab_size: int
     max_characters: int  # a longer text has more than max_model_len tokens, whatever it says
+    prefix: list[int]  # the tokenizer puts these before every text
 
 
 class Service:
@@ -151,6 +156,7 @@ class Service:
             max_model_len=self.ready.max_model_len,
             vocab_size=self.ready.vocab_size,
             max_characters=per_token * self.ready.max_model_len,
+            prefix=encode(tokenizer, ""),
         )
         self.metrics.set_context_length(self.ready.max_model_len)
         self.admission.set_capacity(
@@ -207,19 +213,54 @@ class Service:
             raise UnknownModel(f"the model {name!r} does not exist; this server has {names[0]!r}")
         return name or names[0]
 
-    async def encode(self, text: str, param: str, *, add_special_tokens: bool) -> list[int]:
-        """Token ids of a prompt's text, refused before tokenising if it cannot fit."""
+    async def encode(
+        self, text: str, param: str, *, add_special_tokens: bool, keep: int | None = None
+    ) -> list[int]:
+        """Token ids of a prompt's text, or the last `keep`; a text that cannot fit is refused
+        before it is tokenised.
+        """
         model = self.model
-        if len(text) > model.max_characters:
+        if keep is not None:
+            text = text[-2 * model.max_characters :]  # holds more than `keep` tokens for certain
+        elif len(text) > model.max_characters:
             raise InvalidRequest(
                 f"this model's maximum context length is {model.max_model_len} tokens; a text of"
                 f" {len(text)} characters is longer than that",
                 param,
                 "context_length_exceeded",
             )
-        return await self.in_pool(
+        token_ids = await self.in_pool(
             lambda: encode(model.tokenizer, text, add_special_tokens), size=len(text)
         )
+        return token_ids if keep is None else truncated(token_ids, keep, model.prefix)
+
+    async def decode(self, token_ids: list[int], *, skip_special_tokens: bool) -> str:
+        """The text of a model's ids; those past the tokenizer's vocabulary have none."""
+        model = self.model
+        known = model.pieces.vocab_size
+        return await self.in_pool(
+            lambda: str(
+                model.tokenizer.decode(
+                    [token_id for token_id in token_ids if token_id < known],
+                    skip_special_tokens=skip_special_tokens,
+                    clean_up_tokenization_spaces=False,
+                )
+            ),
+            size=len(token_ids),
+        )
+
+    async def with_bad_words(self, params: SamplingParams) -> SamplingParams:
+        """The parameters with the ids of their bad words, as the engine wants them."""
+        words = params.bad_words
+        if not words:
+            return params
+        model = self.model
+        ids = await self.in_pool(
+            lambda: bad_word_ids(model.tokenizer, words, model.vocab_size),
+            # A word costs more than its characters.
+            size=sum(map(len, words)) + _WORD_CHARACTERS * len(words),
+        )
+        return msgspec.structs.replace(params, bad_words=[], bad_words_token_ids=ids)
 
     async def in_pool(self, work: Callable[[], T], *, size: int) -> T:
         """Work of the tokenizer that concerns so many characters or tokens, off the event loop."""

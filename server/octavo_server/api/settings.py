@@ -25,6 +25,7 @@ class ServeSettings:
     max_num_queued_reqs: int = MAX_NUM_QUEUED_REQS
     max_num_queued_tokens: int = MAX_NUM_QUEUED_TOKENS
     max_reqs_per_key: int = 0
+    priorities: bool = False  # whether requests may say theirs
     shutdown_timeout_seconds: float = 30.0
     step_limit_seconds: float = 300.0
     metrics_prefix: str = "vllm:"

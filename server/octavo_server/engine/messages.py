@@ -22,7 +22,7 @@ class Add(msgspec.Struct, tag="add"):
     seed in the API process. `arrival` is `time.monotonic()` seconds (one clock for all processes of
     a host). `cache_salt` separates prefix-cache tenants. With `stream` False nobody needs a token
     before the last: the engine sends one output, at the end, and need not spare the request the
-    steps of others' long prompts.
+    steps of others' long prompts. A smaller `priority` is served first.
     """
 
     request_id: str
@@ -31,6 +31,7 @@ class Add(msgspec.Struct, tag="add"):
     arrival: float
     cache_salt: str | None = None
     stream: bool = True
+    priority: int = 0
 
 
 class Abort(msgspec.Struct, tag="abort"):

@@ -86,6 +86,7 @@ class FakeEngine:
         self.gate.set()
         self.adds: list[Add] = []
         self.aborted: list[str] = []
+        self.lengths: dict[str, int] = {}
         self.running: dict[str, Iterator[TokenOutput]] = {}
         self._work = asyncio.Event()
 
@@ -94,6 +95,7 @@ class FakeEngine:
             case Add():
                 self.adds.append(message)
                 self.added += 1
+                self.lengths[message.request_id] = len(message.prompt_token_ids)
                 self.running[message.request_id] = self.script(message)
                 self._work.set()
             case Abort():
@@ -114,11 +116,10 @@ class FakeEngine:
                 if output is None or output.finish_reason:
                     del self.running[request_id]
             count = min(len(self.running), self.rows)
-            length = {add.request_id: len(add.prompt_token_ids) for add in self.adds}
             stats = EngineStats(
                 running=count,
                 waiting=len(self.running) - count,
-                waiting_tokens=sum(length[i] for i in list(self.running)[self.rows :]),
+                waiting_tokens=sum(self.lengths[i] for i in list(self.running)[self.rows :]),
                 kv_cache_usage=min(count / 100, 1.0),
                 generation_tokens=len(outputs),
                 step_tokens=len(outputs),

@@ -25,10 +25,16 @@ class Bench:
         self.runner = RecordingRunner(self.config)
 
     def add(
-        self, request_id: str, prompt: list[int], *, stream: bool = True, **params: object
+        self,
+        request_id: str,
+        prompt: list[int],
+        *,
+        stream: bool = True,
+        priority: int = 0,
+        **params: object,
     ) -> None:
         asked = SamplingParams(**({"ignore_eos": True} | params))  # type: ignore[arg-type]
-        self.scheduler.add(Add(request_id, prompt, asked, 0.0, stream=stream))
+        self.scheduler.add(Add(request_id, prompt, asked, 0.0, stream=stream, priority=priority))
 
     def step(self) -> tuple[Step, list[TokenOutput]]:
         step = self.scheduler.schedule()
@@ -173,6 +179,26 @@ def test_stats_tell_what_waits_and_what_was_taken_in() -> None:
     bench.scheduler.abort(["b"])
     stats = bench.scheduler.take_stats()
     assert (stats.waiting, stats.waiting_tokens, stats.added) == (1, 5, 0)
+
+
+def test_the_smallest_priority_is_served_first_whoever_came_before() -> None:
+    bench = Bench(max_num_seqs=1)
+    for name, priority in (("a", 0), ("late", 7), ("b", 0), ("soon", -1), ("c", 0)):
+        bench.add(name, [1, 2], priority=priority, max_tokens=2)
+    finished = [out.request_id for out in bench.run() if out.finish_reason]
+    assert finished == ["soon", "a", "b", "c", "late"]
+
+
+def test_the_last_priority_is_preempted_first_though_it_came_first() -> None:
+    bench = Bench(blocks=1 + 16, max_num_seqs=3)
+    bench.add("late", [1] * 20, priority=5, max_tokens=20)
+    bench.add("old", [2] * 12, max_tokens=20)
+    bench.add("young", [3] * 12, max_tokens=20)
+    while not bench.scheduler.take_stats().preemptions:
+        bench.step()
+    assert [sequence.request_id for sequence in bench.scheduler.waiting] == ["late"]
+    finished = [out.request_id for out in bench.run() if out.finish_reason]
+    assert finished == ["old", "young", "late"]
 
 
 def test_count_slots_bound_the_rows_with_penalties() -> None:
