@@ -14,7 +14,7 @@ from pydantic import BaseModel, ValidationError
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from octavo_server.api.chat import create_chat_completion, encode_messages
+from octavo_server.api.chat import create_chat_completion
 from octavo_server.api.completions import create_completion
 from octavo_server.api.errors import error_response, json_response
 from octavo_server.api.gate import Gate
@@ -27,8 +27,9 @@ from octavo_server.api.protocol import (
 )
 from octavo_server.api.request_id import with_name
 from octavo_server.api.service import Service
+from octavo_server.api.tokenizing import detokenize, tokenize
 from octavo_server.cli import version
-from octavo_server.errors import InvalidRequest, OctavoError
+from octavo_server.errors import OctavoError
 
 logger = logging.getLogger(__name__)
 
@@ -132,48 +133,12 @@ def _add_inference(app: FastAPI, service: Service) -> None:
 
 def _add_tokenizer(app: FastAPI, service: Service) -> None:
     @app.post("/tokenize", openapi_extra=_body_schema(TokenizeRequest))
-    async def tokenize(request: Request) -> Response:
-        body = await service.read(request, TokenizeRequest)
-        service.check_model_name(body.model)
-        if (body.prompt is None) == (body.messages is None):
-            raise InvalidRequest("give either prompt or messages", "prompt")
-        if body.messages is not None:
-            token_ids = await encode_messages(
-                service,
-                body.messages,
-                add_generation_prompt=body.add_generation_prompt,
-                continue_final_message=body.continue_final_message,
-                add_special_tokens=bool(body.add_special_tokens),
-                template_arguments=body.chat_template_kwargs,
-            )
-        else:
-            token_ids = await service.encode(
-                body.prompt or "", "prompt", add_special_tokens=body.add_special_tokens is not False
-            )
-        pieces = service.model.pieces
-        return json_response(
-            {
-                "count": len(token_ids),
-                "max_model_len": service.model.max_model_len,
-                "tokens": token_ids,
-                "token_strs": [pieces.text(i) for i in token_ids]
-                if body.return_token_strs
-                else None,
-            }
-        )
+    async def tokenize_(request: Request) -> Response:
+        return await tokenize(service, request)
 
     @app.post("/detokenize", openapi_extra=_body_schema(DetokenizeRequest))
-    async def detokenize(request: Request) -> Response:
-        body = await service.read(request, DetokenizeRequest)
-        service.check_model_name(body.model)
-        model = service.model
-        wrong = next((i for i in body.tokens if not 0 <= i < model.vocab_size), None)
-        if wrong is not None:
-            raise InvalidRequest(
-                f"tokens holds {wrong}; this model's ids are 0 to {model.vocab_size - 1}", "tokens"
-            )
-        text = await service.decode(body.tokens, skip_special_tokens=False)
-        return json_response({"prompt": text})
+    async def detokenize_(request: Request) -> Response:
+        return await detokenize(service, request)
 
 
 def _add_operations(app: FastAPI, service: Service) -> None:

@@ -33,10 +33,24 @@ class StreamOptions(BaseModel):
     continuous_usage_stats: bool | None = None
 
 
-class GenerationRequest(BaseModel):
-    """What completions and chat completions have in common. None means "not given"."""
+class OpenBody(BaseModel):
+    """A body that may hold fields which the server does not act on."""
 
     model_config = ConfigDict(extra="allow")
+
+    @property
+    def ignored(self) -> list[str]:
+        """Fields without effect on the answer: unknown, or at best about how it is made."""
+        return [name for name in self.model_extra or () if not is_refused(name)]
+
+    def refuse_extra(self) -> None:
+        """Raise for the first field that asks for what this server cannot give."""
+        if self.model_extra:
+            refuse(self.model_extra)
+
+
+class GenerationRequest(OpenBody):
+    """What completions and chat completions have in common. None means "not given"."""
 
     model: str | None = field("a served name; left out: the first")
     n: int | None = field("answers to each prompt, 1 to 128")
@@ -105,15 +119,9 @@ class GenerationRequest(BaseModel):
         options = self.stream_options
         return bool(options and options.include_usage and options.continuous_usage_stats)
 
-    @property
-    def ignored(self) -> list[str]:
-        """Fields without effect on the answer: unknown, or at best about how it is made."""
-        return [name for name in self.model_extra or () if not is_refused(name)]
-
     def refuse_unsupported(self, *, priorities: bool) -> None:
         """Raise for the first field that asks for what this server cannot give."""
-        if self.model_extra:
-            refuse(self.model_extra)
+        self.refuse_extra()
         if self.stream_options is not None and not self.stream:
             raise InvalidRequest("stream_options needs stream=true", "stream_options")
         if self.cache_salt == "":
@@ -197,25 +205,25 @@ class ChatCompletionRequest(GenerationRequest):
         return None
 
 
-class TokenizeRequest(BaseModel):
+class TokenizeRequest(OpenBody):
     """Body of /tokenize: a prompt, or messages that go through the chat template."""
 
-    model_config = ConfigDict(extra="allow")
+    model: str | None = field("a served name; left out: the first")
+    prompt: str | None = field("a text; or messages")
+    messages: Annotated[list[ChatMessage], Field(max_length=MAX_MESSAGES)] | None = field(
+        "a chat's, as its template writes them; or a prompt"
+    )
+    add_special_tokens: bool | None = field(
+        "those that the tokenizer puts before a text; with messages false"
+    )
+    add_generation_prompt: bool = Field(True, description="as in chats")
+    continue_final_message: bool = Field(False, description="as in chats")
+    chat_template_kwargs: dict[str, Any] | None = field("as in chats")
+    return_token_strs: bool | None = field("`token_strs`: each token's text")
 
-    model: str | None = None
-    prompt: str | None = None
-    messages: Annotated[list[ChatMessage], Field(max_length=MAX_MESSAGES)] | None = None
-    add_special_tokens: bool | None = None
-    add_generation_prompt: bool = True
-    continue_final_message: bool = False
-    chat_template_kwargs: dict[str, Any] | None = None
-    return_token_strs: bool | None = None
 
-
-class DetokenizeRequest(BaseModel):
+class DetokenizeRequest(OpenBody):
     """Body of /detokenize."""
 
-    model_config = ConfigDict(extra="allow")
-
-    model: str | None = None
-    tokens: list[int]
+    model: str | None = field("a served name; left out: the first")
+    tokens: list[int] = Field(description="ids, as many as the context at most")

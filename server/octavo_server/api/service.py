@@ -21,7 +21,7 @@ from octavo_server.api.lifecycle import Lifecycle
 from octavo_server.api.limits import check_lengths, check_raw
 from octavo_server.api.metrics import Metrics
 from octavo_server.api.prompts import too_long, truncated
-from octavo_server.api.protocol import GenerationRequest
+from octavo_server.api.protocol import OpenBody
 from octavo_server.api.requests import LiveRequests
 from octavo_server.api.settings import ServeSettings
 from octavo_server.engine.messages import (
@@ -273,11 +273,15 @@ class Service:
             raise InvalidRequest("the prompt is empty: it must have at least one token", param)
         if len(token_ids) > model.max_model_len - 1:
             raise too_long(len(token_ids), model.max_model_len, param)
-        if min(token_ids) < 0 or max(token_ids) >= model.vocab_size:
-            wrong = next(i for i in token_ids if not 0 <= i < model.vocab_size)
+        self.check_ids(token_ids, param)
+
+    def check_ids(self, token_ids: Sequence[int], param: str) -> None:
+        """Raise `InvalidRequest` for an id that the model does not have."""
+        vocab_size = self.model.vocab_size
+        if token_ids and (min(token_ids) < 0 or max(token_ids) >= vocab_size):
+            wrong = next(i for i in token_ids if not 0 <= i < vocab_size)
             raise InvalidRequest(
-                f"the prompt holds the token id {wrong}; this model's ids are 0 to"
-                f" {model.vocab_size - 1}",
+                f"{param} holds the token id {wrong}; this model's ids are 0 to {vocab_size - 1}",
                 param,
             )
 
@@ -303,7 +307,7 @@ class Service:
             params, max_tokens=most, min_tokens=min(params.min_tokens, most)
         )
 
-    def log_ignored(self, body: GenerationRequest) -> None:
+    def log_ignored(self, body: OpenBody) -> None:
         """Name, once, the fields of an accepted request that had no effect."""
         # NOTE: bounded in number and length, and quoted, as clients choose the names.
         if not body.model_extra or len(self._unknown_fields) >= _MAX_UNKNOWN_FIELDS:
