@@ -11,7 +11,7 @@ from typing import Any
 
 from octavo_server.errors import InvalidRequest
 
-_OFF: tuple[object, ...] = (False, [], {}, "", 0)
+OFF: tuple[object, ...] = (False, [], {}, "", 0)
 _LATER = "is not supported by this server yet"
 
 
@@ -22,20 +22,17 @@ class Refusal:
     """
 
     why: str
-    neutral: tuple[object, ...] = _OFF
+    neutral: tuple[object, ...] = OFF
 
 
 def _replaced(by: str) -> Refusal:
     # {} asks for a form, too; vLLM ignores these fields, which is worse than a 400.
-    return Refusal(
-        f"was replaced by structured_outputs={{{by!r}: ...}}, which {_LATER.removeprefix('is ')}",
-        (),
-    )
+    return Refusal(f"was replaced by structured_outputs={{{by!r}: ...}}, which {_LATER}", ())
 
 
 REFUSED: dict[str, Refusal] = {
     "best_of": Refusal(
-        "is not supported: ask for n answers with logprobs and keep the best", (*_OFF, 1)
+        "is not supported: ask for n answers with logprobs and keep the best", (*OFF, 1)
     ),
     "suffix": Refusal(
         "is not supported: write the text before and after into prompt, in the model's own format"
@@ -59,11 +56,11 @@ REFUSED: dict[str, Refusal] = {
         "must be 'none' or 'auto': functions are not supported yet", ("none", "auto")
     ),
     "chat_template": Refusal(
-        "is taken from the server's --chat-template only: a template is code", _OFF
+        "is taken from the server's --chat-template only: a template is code", OFF
     ),
     "documents": Refusal("is not supported: write them into the messages"),
     "prompt_embeds": Refusal("is not supported: send text or token ids", ()),
-    "modalities": Refusal("must be ['text']", (["text"], *_OFF)),
+    "modalities": Refusal("must be ['text']", (["text"], *OFF)),
     "audio": Refusal("is not supported: this server writes text only"),
     "web_search_options": Refusal("is not supported: this server searches nothing", ()),
     "logits_processors": Refusal("is not supported: no code of a request is run"),

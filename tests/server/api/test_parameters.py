@@ -11,6 +11,7 @@ from tests.server.api.fake_engine import EOS, MAX_MODEL_LEN, say, serving
 from tests.server.text.tiny_tokenizers import byte_level
 
 from octavo_server.api.prompts import parse_prompts, tokens_to_keep, truncated
+from octavo_server.api.refused import IGNORED, REFUSED
 from octavo_server.errors import InvalidRequest
 from octavo_server.text.bad_words import bad_word_ids
 
@@ -37,6 +38,26 @@ def events(server, path, body):
 
 def newest(server):
     return server.engine.adds[-1]
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_each_refused_field_says_why_unless_it_asks_for_nothing(server, name):
+    for ask in (server.completion, server.chat):
+        error = ask(**{name: {"x": 1}}).json()["error"]
+        assert error == {
+            "message": f"{name} {REFUSED[name].why}",
+            "type": "invalid_request_error",
+            "param": name,
+            "code": None,
+        }
+        for value in (None, *REFUSED[name].neutral):
+            assert ask(**{name: value}).status_code == 200
+
+
+@pytest.mark.parametrize("value", [None, 1, "x", {"x": [1]}, [{}]])
+def test_fields_without_effect_take_anything(server, value):
+    for ask in (server.completion, server.chat):
+        assert ask(**dict.fromkeys(IGNORED, value)).status_code == 200
 
 
 def test_what_restricts_the_sampler_reaches_it(server):
