@@ -16,6 +16,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from octavo_server.api.chat import create_chat_completion
 from octavo_server.api.completions import create_completion
+from octavo_server.api.cors import with_cors
 from octavo_server.api.errors import error_response, json_response
 from octavo_server.api.gate import Gate
 from octavo_server.api.load import describe_load
@@ -46,7 +47,9 @@ def create_app(service: Service) -> ASGIApp:
         "/v1/chat/completions": create_chat_completion,
     }
     app = HotPath(create_routes(service), service, hot)
-    return Gate(app, lifecycle=service.lifecycle, api_keys=service.settings.api_keys)
+    gate = Gate(app, lifecycle=service.lifecycle, api_keys=service.settings.api_keys)
+    cors = service.settings.cors
+    return gate if cors is None else with_cors(gate, cors)
 
 
 def create_routes(service: Service) -> FastAPI:

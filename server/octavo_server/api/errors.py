@@ -90,6 +90,8 @@ def error_response(error: BaseException) -> Response:
     headers: dict[str, str] = {}
     if isinstance(error, Overloaded):
         headers["Retry-After"] = str(error.seconds)
+    elif status == 401:
+        headers["WWW-Authenticate"] = "Bearer"
     elif status == 503:
         headers["Retry-After"] = str(RETRY_AFTER_SECONDS)
     if isinstance(error, HTTPException) and error.headers:

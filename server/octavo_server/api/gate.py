@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import hmac
-
 from starlette.requests import Request
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from octavo_server.api.errors import Unauthorized, error_response
+from octavo_server.api.keys import KeyRing
 from octavo_server.api.lifecycle import Lifecycle
 from octavo_server.api.request_id import with_name
 from octavo_server.errors import OctavoError
@@ -22,7 +21,7 @@ class Gate:
     def __init__(self, app: ASGIApp, lifecycle: Lifecycle, api_keys: tuple[str, ...]) -> None:
         self._app = app
         self._lifecycle = lifecycle
-        self._keys = [f"Bearer {key}".encode() for key in api_keys]
+        self._keys = KeyRing(api_keys)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http" or not scope["path"].startswith(_GUARDED):
@@ -44,12 +43,10 @@ class Gate:
     def _check_key(self, scope: Scope) -> None:
         if not self._keys:
             return
-        given: bytes = dict(scope["headers"]).get(b"authorization", b"")
-        # NOTE: all keys are compared, each in constant time.
-        found = [hmac.compare_digest(given, key) for key in self._keys]
-        if not any(found):
+        key = self._keys.find(dict(scope["headers"]).get(b"authorization", b""))
+        if key is None:
             raise Unauthorized("a valid API key is needed: Authorization: Bearer KEY")
-        scope[_KEY] = found.index(True)
+        scope[_KEY] = key
 
 
 def key_of(request: Request) -> int | None:

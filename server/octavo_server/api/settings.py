@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from octavo_server.api.cors import Cors
+    from octavo_server.api.tls import TlsFiles
 
 MIB = 1024 * 1024
 MAX_NUM_QUEUED_REQS = 4096  # more than one request may ask for (limits.MAX_SEQUENCES)
@@ -31,3 +36,5 @@ class ServeSettings:
     metrics_prefix: str = "vllm:"
     chat_template: str | None = None
     api_keys: tuple[str, ...] = ()
+    tls: TlsFiles | None = None
+    cors: Cors | None = None
