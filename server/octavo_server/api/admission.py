@@ -45,6 +45,8 @@ class Admission:
     def __init__(self, bounds: Bounds, refused: dict[str, int]) -> None:
         self._bounds = bounds
         self._refused = refused
+        self._most = bounds.requests or math.inf
+        self._most_tokens = bounds.tokens or math.inf
         self._rows = 0
         self._cache_tokens = 0
         self._stats = EngineStats(running=0, waiting=0, kv_cache_usage=0.0)
@@ -116,12 +118,13 @@ class Admission:
             tokens += self._sent.popleft()
         self._coming -= stats.added
         self._coming_tokens -= tokens
-        self._pace.add(
-            before.waiting + stats.added - stats.waiting,
-            before.waiting_tokens + tokens - stats.waiting_tokens,
-            now,
-            busy=before.waiting > 0,
-        )
+        if before.waiting or stats.waiting:
+            self._pace.add(
+                before.waiting + stats.added - stats.waiting,
+                before.waiting_tokens + tokens - stats.waiting_tokens,
+                now,
+                busy=before.waiting > 0,
+            )
 
     def _give_back(self, key: int | None, sequences: int) -> None:
         if key is not None and key in self._held:
@@ -155,9 +158,13 @@ class Admission:
             )
 
     def _check_room(self, sequences: int, tokens: int, now: float) -> None:
+        stats = self._stats
+        if (
+            stats.waiting + self._coming + sequences <= self._most
+            and stats.waiting_tokens + self._coming_tokens + tokens <= self._most_tokens
+        ):
+            return  # the rule: not even if nothing could be started at once
         bounds, pace = self._bounds, self._pace
-        if not (bounds.requests or bounds.tokens):
-            return
         would = self._queued(sequences, tokens)
         waits = self.queued
         for bound, then, there, left, what, reason in (

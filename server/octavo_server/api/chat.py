@@ -47,7 +47,8 @@ async def create_chat_completion(service: Service, request: Request) -> Response
         keep=keep,
     )
     service.check_prompt(token_ids, "messages")
-    params = await service.with_bad_words(params)
+    if params.bad_words:
+        params = await service.with_bad_words(params)
     request_id = f"chatcmpl-{name_request(request.scope, body.request_id)}"
     check_multiplied(len(token_ids), params.n, model.max_model_len)
     group = await service.requests.submit(

@@ -53,7 +53,8 @@ async def create_completion(service: Service, request: Request) -> Response:
     prompts = await _encode_all(
         service, body, parse_prompts(body.prompt, params.n, model.max_model_len, keep), keep
     )
-    params = await service.with_bad_words(params)
+    if params.bad_words:
+        params = await service.with_bad_words(params)
     tokens = sum(len(prompt.token_ids) for prompt in prompts)
     check_multiplied(tokens, params.n, model.max_model_len)
     limit = None if body.max_tokens is None else "max_tokens"

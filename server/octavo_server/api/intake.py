@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, TypeVar
 from starlette.requests import Request
 
 from octavo_server.api.errors import BodyTooLarge, ClientGone, Overloaded
+from octavo_server.text.prompt import INLINE_CHARACTERS
 
 if TYPE_CHECKING:
     from octavo_server.text.prompt import TokenizerPool
@@ -62,6 +63,8 @@ class Intake:
 
     async def in_pool(self, pool: TokenizerPool, work: Callable[[], T], *, size: int) -> T:
         """`pool.run`; `Overloaded` where too much waits for it. No text alone is too much."""
+        if size <= INLINE_CHARACTERS:
+            return work()
         if self.characters and self.characters + size > MAX_CHARACTERS:
             self._refuse(REASONS[1], "too much text waits to be tokenised: try again later")
         self.characters += size

@@ -12,8 +12,7 @@ import logging
 import random
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import msgspec
 
@@ -37,8 +36,7 @@ _SEQUENCE_TOKENS = 2048
 _PAUSE_TOKENS = 32_768  # a few ms of work, after which others have their turn
 
 
-@dataclass(frozen=True, slots=True)
-class Terms:
+class Terms(NamedTuple):
     """On which a request is served: which of the server's API keys it came with, its priority (a
     smaller one is first), whom it shares cached prefixes with.
     """
@@ -176,8 +174,10 @@ class LiveRequests:
         """
         group = Group(request_id, arrival, streaming=streaming, terms=terms)
         self._check_open(group)
-        coming = sum(asked.n for asked in params)
-        tokens = sum(len(prompt) * asked.n for prompt, asked in zip(prompts, params, strict=True))
+        coming = tokens = 0
+        for prompt, asked in zip(prompts, params, strict=True):
+            coming += asked.n
+            tokens += len(prompt) * asked.n
         self._admission.admit(coming, tokens, terms.key, time.monotonic())
         since_pause = 0
         try:

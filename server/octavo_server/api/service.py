@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -252,8 +252,6 @@ class Service:
     async def with_bad_words(self, params: SamplingParams) -> SamplingParams:
         """The parameters with the ids of their bad words, as the engine wants them."""
         words = params.bad_words
-        if not words:
-            return params
         model = self.model
         ids = await self.in_pool(
             lambda: bad_word_ids(model.tokenizer, words, model.vocab_size),
@@ -262,9 +260,9 @@ class Service:
         )
         return msgspec.structs.replace(params, bad_words=[], bad_words_token_ids=ids)
 
-    async def in_pool(self, work: Callable[[], T], *, size: int) -> T:
+    def in_pool(self, work: Callable[[], T], *, size: int) -> Coroutine[Any, Any, T]:
         """Work of the tokenizer that concerns so many characters or tokens, off the event loop."""
-        return await self.intake.in_pool(self.model.pool, work, size=size)
+        return self.intake.in_pool(self.model.pool, work, size=size)
 
     def check_prompt(self, token_ids: Sequence[int], param: str) -> None:
         """Raise `InvalidRequest` unless the model can take this prompt and add a token."""

@@ -196,6 +196,7 @@ def test_large_bodies_share_a_bound_and_small_ones_pass():
 
 def test_texts_that_wait_for_the_tokenizer_are_bounded(monkeypatch):
     monkeypatch.setattr(intakes, "MAX_CHARACTERS", 600)
+    monkeypatch.setattr(intakes, "INLINE_CHARACTERS", 100)
     with serving() as server, ThreadPoolExecutor(4) as pool:
         run = server.service.model.pool.run
 
