@@ -185,9 +185,9 @@ class Admission:
         busy = self._pace.seconds(now if self._stats.waiting else None)
         if not busy:
             return _SOONEST_SECONDS
-        if left <= 0:
-            return _LATEST_SECONDS
-        return math.ceil(min(max(_PART * there * busy / left, _SOONEST_SECONDS), _LATEST_SECONDS))
+        # As if the next were about to leave, where none has yet.
+        wait = _PART * there * busy / max(left, 1.0)
+        return math.ceil(min(max(wait, _SOONEST_SECONDS), _LATEST_SECONDS))
 
 
 class _Pace:

@@ -109,6 +109,8 @@ def test_when_to_come_again_follows_the_pace_of_the_queue() -> None:
     quick = make(requests=40)
     send(quick, ROWS + 40, 1)
     quick.on_report(report(ROWS, 40, 40, ROWS + 40), 100.0)
+    quick.on_report(report(ROWS, 40, 40, 0), 100.5)
+    assert refusal(quick, 1, 1, 100.5).seconds == 10  # the first may leave now
     quick.on_report(report(ROWS, 40, 40, 0), 300.0)
     assert refusal(quick, 1, 1, 300.0).seconds == 60
 

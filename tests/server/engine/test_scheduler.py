@@ -192,6 +192,7 @@ def test_the_smallest_priority_is_served_first_whoever_came_before() -> None:
 def test_the_last_priority_is_preempted_first_though_it_came_first() -> None:
     bench = Bench(blocks=1 + 16, max_num_seqs=3)
     bench.add("late", [1] * 20, priority=5, max_tokens=20)
+    bench.step()
     bench.add("old", [2] * 12, max_tokens=20)
     bench.add("young", [3] * 12, max_tokens=20)
     while not bench.scheduler.take_stats().preemptions:
@@ -199,6 +200,19 @@ def test_the_last_priority_is_preempted_first_though_it_came_first() -> None:
     assert [sequence.request_id for sequence in bench.scheduler.waiting] == ["late"]
     finished = [out.request_id for out in bench.run() if out.finish_reason]
     assert finished == ["old", "young", "late"]
+
+
+def test_the_last_page_goes_to_the_first_priority() -> None:
+    """Both come to a page's end in one step."""
+    bench = Bench(blocks=1 + 5)
+    bench.add("late", [1] * 7, priority=5, max_tokens=6)
+    bench.step()
+    bench.add("soon", [2] * 8, max_tokens=6)
+    bench.step()
+    assert bench.pool.num_free == 1
+    bench.step()
+    assert [sequence.request_id for sequence in bench.scheduler.waiting] == ["late"]
+    assert [out.request_id for out in bench.run() if out.finish_reason] == ["soon", "late"]
 
 
 def test_count_slots_bound_the_rows_with_penalties() -> None:
