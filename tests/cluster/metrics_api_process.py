@@ -25,8 +25,8 @@ APIREGISTRATION = "apiregistration.k8s.io/v1"
 
 
 class MetricsApi:
-    """Two replicas from the constructor until `stop()`, which also takes the APIServices away: while
-    nobody answers for them, no namespace can be deleted.
+    """Two replicas from the constructor until `stop()`, which also takes the APIServices away: no
+    namespace can be deleted while nobody answers for them.
     """
 
     def __init__(self, cluster: Cluster) -> None:
@@ -102,9 +102,12 @@ class MetricsApi:
         """That the replicas show."""
         return {ssl.get_server_certificate(("127.0.0.1", port), timeout=10) for port in self.ports}
 
-    def stop(self) -> None:
+    def kill(self) -> None:
         for each in self._daemons:
             each.stop()
+
+    def stop(self) -> None:
+        self.kill()
         for version in ("v1beta1", "v1beta2"):
             self._cluster.client.delete(
                 path_of(APIREGISTRATION, "APIService", name=f"{version}.{GROUP}")

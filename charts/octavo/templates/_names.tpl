@@ -28,3 +28,20 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version }}
 {{- define "octavo.operatorImage" -}}
 {{- include "octavo.image" (list . (printf "%s:%s" .Values.image.repository (.Values.image.tag | default .Chart.AppVersion))) -}}
 {{- end -}}
+
+{{/* The metrics API's name: as the operator's, but for the end. */}}
+{{- define "octavo.metricsApi" -}}
+{{- printf "%s-metrics-api" (include "octavo.name" . | trimSuffix "-operator" | trunc 51 | trimSuffix "-") -}}
+{{- end -}}
+
+{{- define "octavo.metricsApiSelector" -}}
+app.kubernetes.io/name: octavo-metrics-api
+app.kubernetes.io/instance: {{ .Release.Name }}
+{{- end -}}
+
+{{- define "octavo.metricsApiLabels" -}}
+{{ include "octavo.metricsApiSelector" . }}
+app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
+app.kubernetes.io/managed-by: {{ .Release.Service }}
+helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version }}
+{{- end -}}

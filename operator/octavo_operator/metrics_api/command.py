@@ -14,6 +14,7 @@ from typing import Any
 import click
 from aiohttp import web
 
+from octavo_operator import names
 from octavo_operator.kube import Kube, KubeError, KubeUnreachable, NoCluster, load_configuration
 from octavo_operator.lease import until
 from octavo_operator.listening import listening
@@ -33,7 +34,7 @@ from octavo_operator.metrics_api.server import Server
 from octavo_operator.metrics_api.tls import Tls
 from octavo_operator.metrics_api.watches import Watches
 from octavo_operator.pod_http import PodHttp
-from octavo_operator.startup import check_port, check_served
+from octavo_operator.startup import check_port, check_served, checked_gpu_resource
 
 LOOK_SECONDS = 10.0
 """Between two looks at the Secret, the front proxy's CA and the APIServices."""
@@ -53,6 +54,7 @@ class Options:
     secret: str
     port: int
     liveness_port: int
+    gpu_resource: str = names.GPU_RESOURCE
 
 
 class MetricsApi:
@@ -60,7 +62,7 @@ class MetricsApi:
 
     def __init__(self, kube: Kube, http: PodHttp, options: Options) -> None:
         self._kube, self._options = kube, options
-        self.fleet, self.tls = Fleet(), Tls()
+        self.fleet, self.tls = Fleet(options.gpu_resource), Tls()
         self.watches = Watches(kube, self.fleet, options.namespaces)
         self.scraper = Scraper(self.fleet, http)
         self.server = Server(self.fleet, Access(kube), lambda: self.watches.listed)
@@ -194,6 +196,13 @@ async def _serve(api: MetricsApi) -> None:
     show_default=True,
     type=click.IntRange(0, 65535),
     help="Where /healthz and /readyz answer; 0 for none.",
+)
+@click.option(
+    "--gpu-resource",
+    default=names.GPU_RESOURCE,
+    show_default=True,
+    callback=checked_gpu_resource,
+    help="What nodes call a GPU, as the operator is told.",
 )
 @click.option(
     "--log-format",

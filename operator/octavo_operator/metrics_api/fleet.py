@@ -49,13 +49,14 @@ class Pod:
 
 
 class Fleet:
-    def __init__(self) -> None:
+    def __init__(self, gpu_resource: str = names.GPU_RESOURCE) -> None:
+        self._gpu_resource = gpu_resource
         self.services: dict[Key, Service] = {}
         self._pods: dict[Key, Pod] = {}
         self._of: dict[Key, dict[Key, Pod]] = {}
 
     def saw_service(self, live: Mapping[str, Any]) -> None:
-        service = read_service(live)
+        service = read_service(live, self._gpu_resource)
         self.services[service.key] = service
 
     def lost_service(self, key: Key) -> None:
@@ -109,10 +110,10 @@ class Fleet:
         ]
 
 
-def read_service(live: Mapping[str, Any]) -> Service:
+def read_service(live: Mapping[str, Any], gpu_resource: str = names.GPU_RESOURCE) -> Service:
     metadata = live["metadata"]
     try:
-        parsed = parse(live)
+        parsed = parse(live, gpu_resource=gpu_resource)
     except InvalidSpec:
         scaling = Scaling()  # the operator tells its owner
     else:

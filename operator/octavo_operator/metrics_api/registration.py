@@ -2,6 +2,9 @@
 
 A group has one provider in a cluster, and autoscalers ask the preferred version: one of ours beside
 another's would take all of its readers away.
+
+They belong to the ClusterRole by which they are made: when the installation goes, Kubernetes takes
+them along. Left behind, with nobody to answer, they would keep every namespace from going.
 """
 
 from __future__ import annotations
@@ -17,6 +20,7 @@ from octavo_operator.kube import Kube, KubeError
 from octavo_operator.metrics_api.questions import GROUP, VERSIONS
 
 API_VERSION, KIND = "apiregistration.k8s.io/v1", "APIService"
+RBAC = "rbac.authorization.k8s.io/v1"
 
 PRIORITIES = dict(zip(VERSIONS, (200, 100), strict=True))
 
@@ -49,8 +53,13 @@ class Plan:
     taken: str = ""
 
 
-def decide_registration(found: Sequence[Object], place: Place, authorities: bytes) -> Plan:
-    """`found` are all APIServices of the cluster."""
+def decide_registration(
+    found: Sequence[Object],
+    place: Place,
+    authorities: bytes,
+    owner: Mapping[str, Any] | None = None,
+) -> Plan:
+    """`found` are all APIServices of the cluster, `owner` is the ClusterRole."""
     ofs = [each for each in found if (each.get("spec") or {}).get("group") == GROUP]
     ours = {each["spec"].get("version"): each for each in ofs if _is_ours(each, place)}
     others = [each for each in ofs if not _is_ours(each, place)]
@@ -59,24 +68,38 @@ def decide_registration(found: Sequence[Object], place: Place, authorities: byte
         return Plan(withdrawn=tuple(ours.values()), taken=taken)
     created, replaced = [], []
     for version in VERSIONS:
-        wanted = render_api_service(version, place, authorities)
+        wanted = render_api_service(version, place, authorities, owner)
         live = ours.get(version)
         if live is None:
             created.append(wanted)
-        elif any(live["spec"].get(key) != value for key, value in wanted["spec"].items()) or (
-            live["spec"].get("insecureSkipTLSVerify")
+            continue
+        owners = wanted["metadata"].get("ownerReferences")
+        if (
+            any(live["spec"].get(key) != value for key, value in wanted["spec"].items())
+            or live["spec"].get("insecureSkipTLSVerify")
+            or (owners is not None and live["metadata"].get("ownerReferences") != owners)
         ):
-            replaced.append({**wanted, "metadata": live["metadata"]})
+            metadata = {**live["metadata"], **({"ownerReferences": owners} if owners else {})}
+            replaced.append({**wanted, "metadata": metadata})
     return Plan(tuple(created), tuple(replaced))
 
 
-def render_api_service(version: str, place: Place, authorities: bytes) -> Object:
+def render_api_service(
+    version: str, place: Place, authorities: bytes, owner: Mapping[str, Any] | None = None
+) -> Object:
+    """`owner`: the object that it goes with; None: it stays until somebody deletes it."""
+    owners = {}
+    if owner is not None:
+        reference = {"apiVersion": RBAC, "kind": "ClusterRole"}
+        reference |= {key: owner["metadata"][key] for key in ("name", "uid")}
+        owners = {"ownerReferences": [reference]}
     return {
         "apiVersion": API_VERSION,
         "kind": KIND,
         "metadata": {
             "name": f"{version}.{GROUP}",
             "labels": {"app.kubernetes.io/name": "octavo", names.MANAGED_BY_LABEL: "octavo"},
+            **owners,
         },
         "spec": {
             "group": GROUP,
@@ -113,7 +136,8 @@ class Registration:
         next look tells.
         """
         found = await self._kube.list(API_VERSION, KIND, None)
-        plan = decide_registration(found, self._place, authorities)
+        owner = await self._kube.get(RBAC, "ClusterRole", None, self._place.name)
+        plan = decide_registration(found, self._place, authorities, owner)
         if plan.taken != self.taken:
             told = f"not registered: {plan.taken}" if plan.taken else "the group is free again"
             log.warning("%s: %s", GROUP, told)

@@ -100,6 +100,9 @@ class ApiServices:
     async def list(self, *_: Any) -> list[dict[str, Any]]:
         return self.found
 
+    async def get(self, _version: str, kind: str, _namespace: None, _name: str) -> None:
+        assert kind == "ClusterRole"
+
     async def _do(self, what: str, manifest: dict[str, Any]) -> None:
         assert manifest["apiVersion"] == "apiregistration.k8s.io/v1"
         if self.code:
@@ -137,3 +140,21 @@ async def test_the_other_replica_was_quicker(code: int) -> None:
     kube.code = 403
     with pytest.raises(KubeError):
         await Registration(kube, PLACE).look(CA)
+
+
+ROLE = {"metadata": {"name": "octavo-metrics-api", "uid": "of-the-role"}}
+
+
+def test_they_go_with_the_role_by_which_they_are_made() -> None:
+    plan = decide_registration([], PLACE, CA, ROLE)
+    for each in plan.created:
+        (owner,) = each["metadata"]["ownerReferences"]
+        assert (owner["kind"], owner["uid"]) == ("ClusterRole", "of-the-role")
+    without = [ours("v1beta1"), ours("v1beta2")]
+    plan = decide_registration(without, PLACE, CA, ROLE)
+    assert [each["metadata"]["ownerReferences"][0]["uid"] for each in plan.replaced] == [
+        "of-the-role",
+        "of-the-role",
+    ]
+    assert not decide_registration(list(plan.replaced), PLACE, CA, ROLE).replaced
+    assert not decide_registration(list(plan.replaced), PLACE, CA).replaced
