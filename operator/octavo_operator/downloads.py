@@ -37,10 +37,10 @@ def parse_progress(answer: Mapping[str, Any] | None) -> Progress | None:
 
 
 def describe(found: Iterable[Progress | None]) -> str:
-    """Of the pod that is furthest: the first to serve."""
+    """Of the pod that is furthest: the first to serve. "" if none says how far it is."""
     known = [each for each in found if each is not None]
     if not known:
-        return UNKNOWN
+        return ""
     most = max(known, key=lambda each: each.done / each.total)
     percent = 100 * most.done // most.total
     return (

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from datetime import datetime
 from typing import Any
 
 from octavo_operator import conditions, names
@@ -16,9 +17,9 @@ from octavo_operator.pod_problems import count_restarts, find_problem
 class PodFacts:
     """A pod that has not ended; `revision` is that of the settings it was rendered from.
 
-    `restarts` are those of the container that was started most often. `created` is RFC 3339, as is
-    `scheduled`, when it got its node ("" until then). `fetching`: its first container downloads the
-    model.
+    `restarts` are those of the container whose end is the problem. `created` is RFC 3339, as are
+    `scheduled`, when it got its node, and `prepared`, when its server's turn came ("" until then).
+    `fetching`: its first container downloads the model.
     """
 
     name: str
@@ -28,6 +29,7 @@ class PodFacts:
     restarts: int = 0
     created: str = ""
     scheduled: str = ""
+    prepared: str = ""
     fetching: bool = False
 
 
@@ -40,7 +42,7 @@ class Facts:
     `problem` concerns the whole service (a refused apply, a name that is taken, refused pods) and
     outweighs those of single pods; a rollout that stands still (Stalled) does not. `ending` counts
     pods that are being deleted. `failed` is what the newest pod failed of that the kubelet gave up.
-    `download` says how far the pods are that fetch the model.
+    `download` says how far the pods are that fetch the model, "" if they do not tell.
     """
 
     wanted: int = 0
@@ -69,6 +71,16 @@ class Facts:
     @property
     def outdated(self) -> tuple[PodFacts, ...]:
         return tuple(pod for pod in self.pods if pod.revision != self.revision)
+
+
+def with_download(facts: Facts, told: str) -> Facts:
+    """`told` says how far the pods are. What cut a download off that gets on again is history; it
+    may be so for the rest of an hour.
+    """
+    if not told:
+        return facts
+    pods = tuple(replace(pod, problem=None) if pod.fetching else pod for pod in facts.pods)
+    return replace(facts, pods=pods, download=told)
 
 
 def pods_of(name: str, pods: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -129,7 +141,11 @@ def _read_pod(pod: Mapping[str, Any]) -> PodFacts:
     metadata = pod["metadata"]
     told = {each.get("type"): each for each in (pod.get("status") or {}).get("conditions") or []}
     ready = told.get("Ready", {}).get("status") == "True"
-    placed = told.get("PodScheduled", {})
+
+    def since(name: str) -> str:
+        found = told.get(name, {})
+        return str(found.get("lastTransitionTime") or "") if found.get("status") == "True" else ""
+
     return PodFacts(
         name=metadata["name"],
         revision=_revision(pod),
@@ -137,7 +153,8 @@ def _read_pod(pod: Mapping[str, Any]) -> PodFacts:
         problem=None if ready else find_problem(pod),
         restarts=count_restarts(pod),
         created=metadata.get("creationTimestamp") or "",
-        scheduled=placed.get("lastTransitionTime") or "" if placed.get("status") == "True" else "",
+        scheduled=since("PodScheduled"),
+        prepared=since("Initialized"),
         fetching=is_fetching(pod),
     )
 
@@ -146,8 +163,15 @@ def _revision(pod: Mapping[str, Any]) -> str:
     return str((pod["metadata"].get("annotations") or {}).get(names.REVISION_ANNOTATION, ""))
 
 
-def read_deployment_problem(deployment: Mapping[str, Any] | None) -> Problem | None:
-    """Pods that the API server refuses (quota, policy), or a rollout that stands still."""
+def read_deployment_problem(
+    deployment: Mapping[str, Any] | None, current: Iterable[PodFacts] = (), now: str = ""
+) -> Problem | None:
+    """Pods that the API server refuses (quota, policy), or a rollout that stands still.
+
+    `current` are the pods of its present template: Kubernetes counts the time that one downloads
+    its model, or waits for a node, as if nothing happened. Their servers have that time from `now`
+    back to when their turn came.
+    """
     if deployment is None:
         return None
     status = deployment.get("status") or {}
@@ -157,7 +181,20 @@ def read_deployment_problem(deployment: Mapping[str, Any] | None) -> Problem | N
         return None  # these are words about the template of before
     if refused.get("status") == "True":
         return Problem(WORKLOAD_READY, conditions.PODS_REFUSED, refused.get("message", ""))
-    if progress.get("reason") == "ProgressDeadlineExceeded":
+    patience = float((deployment.get("spec") or {}).get("progressDeadlineSeconds") or 600)
+    gets_on = any(
+        pod.fetching or (pod.prepared and age_seconds(pod.prepared, now) < patience)
+        for pod in current
+    )
+    if progress.get("reason") == "ProgressDeadlineExceeded" and not gets_on:
         message = f"the rollout stands still: {progress.get('message') or 'no pod gets ready'}"
         return Problem(WORKLOAD_READY, conditions.STALLED, message)
     return None
+
+
+def age_seconds(then: str, now: str) -> float:
+    """Between two times of RFC 3339; 0.0 if one is none."""
+    try:
+        return (datetime.fromisoformat(now) - datetime.fromisoformat(then)).total_seconds()
+    except (ValueError, TypeError):
+        return 0.0

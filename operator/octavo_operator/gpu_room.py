@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import enum
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from octavo_operator.kube import Kube, KubeError
@@ -15,7 +15,9 @@ from octavo_operator.node_fit import allocatable_of, has_room, may_take
 from octavo_operator.pod_requests import gpus_of, held_by, pod_name
 
 MOST_NODES = 100
-"""Nodes looked into, each of them a request: in a larger cluster a rollout plans without."""
+"""Nodes looked into, each of them a request: first those that the service's own pods are on. Of a
+larger cluster's others nobody knows whether one has a GPU spare.
+"""
 
 log = logging.getLogger(__name__)
 
@@ -33,14 +35,13 @@ class GpuRoom:
     def __init__(self, kube: Kube) -> None:
         self._kube = kube
 
-    async def look(self, template: Mapping[str, Any], own: Iterable[str]) -> Room:
-        """Room for a pod of `template`; `own` are the names of the service's pods, as
-        "namespace/name".
+    async def look(self, template: Mapping[str, Any], own: Mapping[str, str]) -> Room:
+        """Room for a pod of `template`; `own` has the service's pods, "namespace/name", and the
+        node that each is on ("": none yet).
 
         UNKNOWN where the operator may not look (a namespaced install), or has too much to look at.
         KubeUnreachable and what other KubeError the API server gives.
         """
-        own = set(own)
         try:
             pod_spec = template["spec"]
             if not gpus_of(pod_spec)[1]:
@@ -52,16 +53,17 @@ class GpuRoom:
                 for node in await self._kube.list("v1", "Node", None)
                 if may_take(node, pod_spec) and has_room(allocatable_of(node), {}, wanted)
             ]
-            if len(nodes) > MOST_NODES:
-                return Room.UNKNOWN
+            nodes.sort(key=lambda node: node["metadata"]["name"] not in own.values())
+            found = Room.NONE if len(nodes) <= MOST_NODES else Room.UNKNOWN
             unbound = await self._kube.list("v1", "Pod", None, field_selector="spec.nodeName=")
             waiting = [
                 pod
                 for pod in unbound
-                if pod_name(pod) not in own and not pod["metadata"].get("deletionTimestamp")
+                if pod_name(pod) not in own
+                and not pod["metadata"].get("deletionTimestamp")
+                and not pod["spec"].get("schedulingGates")
             ]
-            found = Room.NONE
-            for node in nodes:
+            for node in nodes[:MOST_NODES]:
                 field = f"spec.nodeName={node['metadata']['name']}"
                 pods = await self._kube.list("v1", "Pod", None, field_selector=field)
                 all_of_it = allocatable_of(node)

@@ -30,6 +30,7 @@ _PLURALS = {
     ("v1", "ConfigMap"): "configmaps",
     ("v1", "Event"): "events",
     ("v1", "Node"): "nodes",
+    ("v1", "PersistentVolumeClaim"): "persistentvolumeclaims",
     ("v1", "Pod"): "pods",
     ("v1", "Secret"): "secrets",
     ("v1", "Service"): "services",
@@ -45,7 +46,10 @@ _PLURALS = {
 }
 
 _TIMEOUT = aiohttp.ClientTimeout(total=30)
-_WATCH_SECONDS = 300
+_WATCH_SECONDS = 30
+"""Of one watch; the next goes on where it was. Once, after a CRD had been deleted and made again, a
+watch stayed open on which a deletion never came.
+"""
 _WATCH_TIMEOUT = aiohttp.ClientTimeout(total=None, sock_connect=10, sock_read=_WATCH_SECONDS + 30)
 _LINE_BYTES = 2 << 20  # one object of a watch; etcd takes 1.5 MiB
 
@@ -212,7 +216,8 @@ class Kube:
         label_selector: str,
         resource_version: str = "",
     ) -> AsyncIterator[tuple[str, Object]]:
-        """(ADDED, MODIFIED, DELETED or BOOKMARK; object), until the server ends it after minutes.
+        """(ADDED, MODIFIED, DELETED or BOOKMARK; object), until the server ends it; first OPEN with
+        an empty object: what happens from then on is told.
 
         Without `resource_version` first all that are there, else what came after. KubeError 410
         where that is too long ago.
@@ -243,6 +248,7 @@ class Kube:
             ):
                 if response.status >= 400:
                     raise _error(response, await _read(response))
+                yield "OPEN", {}
                 async for line in response.content:
                     event = json.loads(line)
                     found = event["object"]
@@ -305,10 +311,11 @@ class Kube:
         query = {"fieldManager": names.FIELD_MANAGER}
         return await self._request("PATCH", path, query, body, "application/merge-patch+json")
 
-    async def create(self, manifest: Object) -> Object:
+    async def create(self, manifest: Object, *, dry_run: bool = False) -> Object:
+        """`dry_run`: it is judged, and not made."""
         namespace = manifest["metadata"].get("namespace")
         path = path_of(manifest["apiVersion"], manifest["kind"], namespace)
-        query = {"fieldManager": names.FIELD_MANAGER}
+        query = {"fieldManager": names.FIELD_MANAGER, **({"dryRun": "All"} if dry_run else {})}
         return await self._request("POST", path, query, manifest, "application/json")
 
     async def replace(self, manifest: Object) -> Object:

@@ -23,6 +23,8 @@ import kopf
 
 from octavo_operator import names
 from octavo_operator.accelerators import Accelerators
+from octavo_operator.admission import Admission
+from octavo_operator.claims import Claims
 from octavo_operator.conditions import Condition
 from octavo_operator.fit import Unread, decide_fit, read_stated
 from octavo_operator.gpu_room import GpuRoom
@@ -279,7 +281,14 @@ async def serve(
         queue.add((route["metadata"]["namespace"], service_of(route)), BATCH_SECONDS)
 
     routes = RouteWatch(kube, options.namespaces, route_changed)
-    means = Means(look=look, room=room.look, loads=loads, watch_routes=routes.start)
+    means = Means(
+        look=look,
+        room=room.look,
+        claims=Claims(kube),
+        admission=Admission(kube),
+        loads=loads,
+        watch_routes=routes.start,
+    )
     tasks = [asyncio.ensure_future(work(queue, do)) for _ in range(WORKERS)]
     tasks.append(asyncio.ensure_future(loads.run()))
     every = options.resync_seconds

@@ -16,7 +16,7 @@ from octavo_operator.facts import (
     read_failed,
     read_pods,
 )
-from octavo_operator.kube import Kube
+from octavo_operator.kube import Kube, KubeError
 from octavo_operator.render import ALWAYS, SOMETIMES
 from octavo_operator.rollout_plan import read_plan
 from octavo_operator.spec import InferenceService
@@ -26,15 +26,24 @@ Live = dict[str, dict[str, Any] | None]
 
 
 async def observe_objects(kube: Kube, service: InferenceService, wanted: Collection[str]) -> Live:
-    """Of the kinds that every service has, those `wanted` and those that the Deployment names."""
+    """Of the kinds that every service has, those `wanted` and those that the Deployment names; all
+    if there is none that could name any.
+    """
 
     async def read(kind: str) -> dict[str, Any] | None:
-        return await kube.get(kinds[kind], kind, service.namespace, service.name)
+        try:
+            return await kube.get(kinds[kind], kind, service.namespace, service.name)
+        except KubeError as error:
+            if error.code == 403 and kind in unsure:
+                return None
+            raise
 
-    kinds = {**ALWAYS, **SOMETIMES}
+    kinds, unsure = {**ALWAYS, **SOMETIMES}, set[str]()
     deployment = await read("Deployment")
+    if deployment is None:
+        unsure = set(SOMETIMES) - set(wanted)
     others = [kind for kind in ALWAYS if kind != "Deployment"]
-    others += sorted({*wanted, *read_extras(deployment)} - set(ALWAYS))
+    others += sorted({*wanted, *read_extras(deployment), *unsure} - set(ALWAYS))
     found = await asyncio.gather(*(read(kind) for kind in others))
     return {"Deployment": deployment, **dict(zip(others, found, strict=True))}
 
@@ -69,8 +78,11 @@ def read_facts(
     *,
     problem: Problem | None = None,
     fit: Condition | None = None,
+    now: str = "",
 ) -> Facts:
-    """About a Deployment and the pods of the service; `deployment` None: there is none of ours."""
+    """About a Deployment and the pods of the service; `deployment` None: there is none of ours.
+    `now` is RFC 3339.
+    """
     if deployment is None:
         return Facts(
             wanted=service.first_replicas,
@@ -82,15 +94,17 @@ def read_facts(
     annotations = deployment["metadata"].get("annotations") or {}
     revision = annotations.get(names.REVISION_ANNOTATION, "")
     plan = read_plan(deployment)
+    found = read_pods(pods)
+    current = [pod for pod in found if pod.revision == revision]
     return Facts(
         wanted=deployment["spec"].get("replicas", 1),
         revision=revision,
         cause=annotations.get(names.CHANGE_CAUSE_ANNOTATION, ""),
         waiting=annotations.get(names.WAITING_ANNOTATION, ""),
         plan=plan.why if plan else "",
-        pods=read_pods(pods),
+        pods=found,
         ending=count_ending(pods),
-        problem=problem or read_deployment_problem(deployment),
+        problem=problem or read_deployment_problem(deployment, current, now),
         failed=read_failed(pods, revision),
         fit=fit,
     )

@@ -51,6 +51,25 @@ def pinned_image(service: InferenceService, live: Mapping[str, Any] | None, defa
     return _image(live) or default
 
 
+def knows_fetch(service: InferenceService, live: Mapping[str, Any] | None, image: str) -> bool:
+    """Whether the server's `image` is to be asked for `octavo fetch`.
+
+    Not where it runs already with a model of the Hub and without: an operator of before rendered
+    that, and an edit is to change what it says and no more.
+    """
+    if live is None or asks(service, live) or _image(live) != image:
+        return True
+    pod = live["spec"]["template"]["spec"]
+    server = [each for each in pod["containers"] if each.get("name") == names.CONTAINER]
+    command = (server[0].get("command") or []) if server else []
+    downloads = command[:2] == ["octavo", "serve"] and not command[-1].startswith("/")
+    fetches = any(
+        (each.get("command") or [])[:2] == ["octavo", "fetch"]
+        for each in pod.get("initContainers") or ()
+    )
+    return fetches or not downloads
+
+
 def pin(
     service: InferenceService,
     live: Mapping[str, Any] | None,

@@ -30,22 +30,14 @@ _LONGEST_WORDS = 300
 
 
 def count_restarts(pod: Mapping[str, Any]) -> int:
-    """Of the container that was started most often."""
-    status = pod.get("status") or {}
-    statuses = [
-        *(status.get("initContainerStatuses") or []),
-        *(status.get("containerStatuses") or []),
-    ]
-    return max((int(each.get("restartCount") or 0) for each in statuses), default=0)
+    """Of the container whose end is the pod's problem; 0 if there is none."""
+    ended = _find_ended_status(_statuses(pod))
+    return 0 if ended is None else int(ended.get("restartCount") or 0)
 
 
 def find_problem(pod: Mapping[str, Any]) -> Problem | None:
     """None for a pod that is ready, or on its way without a mishap so far."""
-    status = pod.get("status") or {}
-    statuses = [
-        *(status.get("initContainerStatuses") or []),
-        *(status.get("containerStatuses") or []),
-    ]
+    status, statuses = pod.get("status") or {}, _statuses(pod)
     if status.get("phase") == "Failed":
         failed = _find_ended(statuses)
         if failed is None or status.get("reason"):
@@ -86,25 +78,43 @@ def _find_waiting(statuses: list[Mapping[str, Any]]) -> Problem | None:
     return None
 
 
+def _statuses(pod: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """Of its containers, in the order in which they start."""
+    status = pod.get("status") or {}
+    return [*(status.get("initContainerStatuses") or []), *(status.get("containerStatuses") or [])]
+
+
 def _find_ended(statuses: list[Mapping[str, Any]]) -> Problem | None:
     """Why a container that is not ready ended the last time, even while it starts again.
 
     The reason would otherwise flicker between the mishap and Loading at every restart.
     """
+    each = _find_ended_status(statuses)
+    if each is None:
+        return None
+    if ended := _mishap(each):
+        return _explain_end(each, ended)
+    return Problem(
+        WORKLOAD_READY,
+        conditions.CRASH_LOOP_BACK_OFF,
+        f"the container {each.get('name')} ends again and again",
+    )
+
+
+def _find_ended_status(statuses: list[Mapping[str, Any]]) -> Mapping[str, Any] | None:
     for each in statuses:
-        if each.get("ready"):
-            continue
-        state, last = each.get("state") or {}, each.get("lastState") or {}
-        ended = state.get("terminated") or last.get("terminated")
-        if ended and ended.get("exitCode") != 0:
-            return _explain_end(each, ended)
-        if (state.get("waiting") or {}).get("reason") == "CrashLoopBackOff":
-            return Problem(
-                WORKLOAD_READY,
-                conditions.CRASH_LOOP_BACK_OFF,
-                f"the container {each.get('name')} ends again and again",
-            )
+        waiting = (each.get("state") or {}).get("waiting") or {}
+        loops = waiting.get("reason") == "CrashLoopBackOff"
+        if not each.get("ready") and (loops or _mishap(each)):
+            return each
     return None
+
+
+def _mishap(status: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """Its last end, if that was none of success."""
+    state, last = status.get("state") or {}, status.get("lastState") or {}
+    ended: Mapping[str, Any] | None = state.get("terminated") or last.get("terminated")
+    return ended if ended and ended.get("exitCode") != 0 else None
 
 
 def _explain_end(status: Mapping[str, Any], ended: Mapping[str, Any]) -> Problem:

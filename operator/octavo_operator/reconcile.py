@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
 from typing import Any
 
 from octavo_operator import names
+from octavo_operator.admission import Admission
 from octavo_operator.apply import Refused, apply, find_conflict
+from octavo_operator.claims import Claims
 from octavo_operator.conditions import (
     FORBIDDEN,
     FOREIGN_CHANGE,
@@ -25,6 +27,7 @@ from octavo_operator.conditions import (
 )
 from octavo_operator.deletion_cost import shrinks, write_costs
 from octavo_operator.events import post_event
+from octavo_operator.facts import with_download
 from octavo_operator.foreign import describe_foreign_change
 from octavo_operator.gpu_room import Room
 from octavo_operator.holding import keep_verdict
@@ -37,16 +40,17 @@ from octavo_operator.observe import (
     read_facts,
     with_extras,
 )
-from octavo_operator.pinning import pinned_image
+from octavo_operator.pinning import knows_fetch, pinned_image
 from octavo_operator.pod_loads import PodLoads
 from octavo_operator.pod_requests import pod_name
 from octavo_operator.render import ROUTES, SOMETIMES, render
+from octavo_operator.render.deployment import choose_image
 from octavo_operator.replicas import read_replicas, seed_replicas, wanted_before
 from octavo_operator.routes import Routes
 from octavo_operator.spec import InferenceService, InvalidSpec, parse
 from octavo_operator.status import decide_invalid, decide_status
 from octavo_operator.transitions import Event, decide_events
-from octavo_operator.workload import choose_deployment, is_impatient
+from octavo_operator.workload import Asks, choose_deployment, is_impatient
 
 log = logging.getLogger(__name__)
 
@@ -61,14 +65,17 @@ LookForRoom = Callable[..., Awaitable[Room]]
 class Means:
     """What a pass may ask besides the API server's objects; it does without what is None.
 
-    `look` tells whether the model fits its GPUs, `room` whether a GPU is spare, `loads` how busy
-    pods are; `watch_routes` is told which kinds of routes there are.
+    `look` tells whether the model fits its GPUs, `room` whether a GPU is spare, `claims` whether
+    two pods may mount theirs, `admission` whether pods are let in, `loads` how busy they are;
+    `watch_routes` is told of the routes that there are.
     """
 
     look: Look | None = None
     room: LookForRoom | None = None
+    claims: Claims | None = None
+    admission: Admission | None = None
     loads: PodLoads | None = None
-    watch_routes: Callable[[str], None] = lambda kind: None
+    watch_routes: Callable[[Mapping[str, Any]], None] = lambda made: None
 
 
 LOOK_AGAIN_SECONDS = 15.0
@@ -182,7 +189,7 @@ async def _reconcile_valid(
         # Nothing is applied then: pods behind somebody else's Service would serve nobody.
         ours = None if "Deployment" in conflicts else deployment
         taken = Problem(WORKLOAD_READY, NAME_CONFLICT, "; ".join(conflicts.values()))
-        facts = read_facts(service, ours, seen, problem=taken)
+        facts = read_facts(service, ours, seen, problem=taken, now=now())
         return decide_status(service, facts, previous, now()), False
     extras = {
         kind: each
@@ -198,11 +205,23 @@ async def _reconcile_valid(
         fit = keep_verdict(await means.look(service), previous, service.generation)
     spare = None
     if means.room is not None:
-        spare = partial(means.room, own=[pod_name(each) for each in seen])
+        own = {pod_name(each): each["spec"].get("nodeName", "") for each in seen}
+        spare = partial(means.room, own=own)
+    bound = refuses = None
+    if means.claims is not None:
+        bound = partial(means.claims.bound_to_one_node, service.namespace)
+    if means.admission is not None:
+        refuses = partial(means.admission.refuses, service.namespace, service.name)
     pinned = pinned_image(service, deployment, image)
-    facts = read_facts(service, deployment, seen, fit=fit)
+    facts = read_facts(service, deployment, seen, fit=fit, now=now())
     problem = None
-    for manifest in render(service, image=pinned, replicas=replicas, installation=installation):
+    for manifest in render(
+        service,
+        image=pinned,
+        replicas=replicas,
+        installation=installation,
+        fetches=knows_fetch(service, deployment, choose_image(service, pinned)),
+    ):
         kind = manifest["kind"]
         if kind in ROUTES:
             continue
@@ -215,7 +234,7 @@ async def _reconcile_valid(
                 default=image,
                 facts=facts,
                 previous=previous,
-                spare=spare,
+                cluster=Asks(spare, bound, refuses),
                 now=now(),
             )
             problem = choice.problem
@@ -250,12 +269,13 @@ async def _reconcile_valid(
         await _tell(kube, live, told, now())
     if means.loads is not None:
         means.loads.watch(live, seen)
-    facts = read_facts(service, deployment, seen, problem=problem, fit=fit)
-    fetching = any(pod.fetching for pod in facts.current)
+    facts = read_facts(service, deployment, seen, problem=problem, fit=fit, now=now())
+    fetching = {pod.name for pod in facts.current if pod.fetching}
     if fetching and means.loads is not None:
-        facts = replace(facts, download=await means.loads.describe_downloads(seen))
+        asked = [each for each in seen if each["metadata"]["name"] in fetching]
+        facts = with_download(facts, await means.loads.describe_downloads(asked))
     facts = replace(facts, routing=routing)
-    impatient = fetching or is_impatient(deployment, facts)
+    impatient = bool(fetching) or is_impatient(deployment, facts)
     return decide_status(service, facts, previous, now()), impatient
 
 

@@ -9,12 +9,11 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from datetime import datetime
 from typing import Any
 
 from octavo_operator import conditions, names
 from octavo_operator.conditions import MODEL_READY, WORKLOAD_READY, Problem
-from octavo_operator.facts import Facts, PodFacts
+from octavo_operator.facts import Facts, PodFacts, age_seconds
 from octavo_operator.render.deployment import is_template_of, mark
 
 FAILURES = 3
@@ -24,7 +23,12 @@ STUCK_SECONDS = 60.0
 """How long an image may not be pulled or a container not be made: a registry may blink."""
 
 UNSCHEDULABLE_SECONDS = 300.0
-"""How long no node may have a place, while nothing serves: a cluster may have to add one."""
+"""How long no node may have a place, while nothing serves: a cluster may have to add one. It begins
+when the pods of before must be gone: until then they may hold the place.
+"""
+
+HUB_SECONDS = 600.0
+"""How long the Hub may not answer: what was before asks it too, unless a cache has the model."""
 
 _LONGEST = 98304
 """Characters. Annotations share 256 KiB; a larger template is not gone back to."""
@@ -49,7 +53,9 @@ def remember(
     here = before.get(names.REVISION_ANNOTATION)
     served = _has_served(live, facts, previous)
     if served and here == _revision(manifest):
-        return _with(manifest, {names.SERVED_ANNOTATION: here})
+        return _with(
+            _without(manifest, names.LAST_GOOD_ANNOTATION), {names.SERVED_ANNOTATION: here}
+        )
     if served:
         good = {key: before.get(name, "") for key, name in _CARRIED.items()}
     else:
@@ -83,7 +89,13 @@ def decide_rollback(
     if _has_served(live, facts, previous):
         return None
     serves = any(pod.ready for pod in facts.outdated)
-    found = [each for pod in facts.current if (each := _final(pod, now, serves)) is not None]
+    patience = UNSCHEDULABLE_SECONDS + _grace_seconds(good)
+    found = [
+        each
+        for pod in facts.current
+        if (each := _final(pod, now)) is not None
+        or (each := _without_place(pod, facts, now, patience)) is not None
+    ]
     if facts.problem is not None and _is_final(facts.problem, facts, serves):
         found.append(facts.problem)
     if not found:
@@ -163,7 +175,22 @@ def _has_no_place(pod: PodFacts) -> bool:
     return pod.problem is not None and pod.problem.reason == conditions.UNSCHEDULABLE
 
 
-def _final(pod: PodFacts, now: str, serves: bool) -> Problem | None:
+def _without_place(pod: PodFacts, facts: Facts, now: str, patience: float) -> Problem | None:
+    """Its problem, if no node has a place for it though nothing serves and nothing drains."""
+    if not _has_no_place(pod) or facts.ending or any(each.ready for each in facts.outdated):
+        return None
+    return pod.problem if age_seconds(pod.created, now) >= patience else None
+
+
+def _grace_seconds(good: Mapping[str, Any]) -> float:
+    """How long pods of the template of before may take to end."""
+    try:
+        return float(json.loads(good["template"])["spec"].get("terminationGracePeriodSeconds", 30))
+    except (AttributeError, KeyError, TypeError, ValueError):
+        return 30.0
+
+
+def _final(pod: PodFacts, now: str) -> Problem | None:
     """The pod's problem, if waiting for its end is no use."""
     problem = pod.problem
     if problem is None:
@@ -172,20 +199,11 @@ def _final(pod: PodFacts, now: str, serves: bool) -> Problem | None:
         # It may have waited for its node for long.
         since = pod.scheduled or pod.created
         return problem if age_seconds(since, now) >= STUCK_SECONDS else None
-    if problem.reason == conditions.UNSCHEDULABLE:
-        waited = age_seconds(pod.created, now) >= UNSCHEDULABLE_SECONDS
-        return problem if waited and not serves else None
+    if problem.reason == conditions.HUB_UNREACHABLE:
+        return problem if age_seconds(pod.created, now) >= HUB_SECONDS else None
     if problem.type == MODEL_READY or problem.reason == conditions.CRASH_LOOP_BACK_OFF:
         return problem if pod.restarts >= FAILURES - 1 else None
     return None
-
-
-def age_seconds(then: str, now: str) -> float:
-    """Between two times of RFC 3339; 0.0 if one is none."""
-    try:
-        return (datetime.fromisoformat(now) - datetime.fromisoformat(then)).total_seconds()
-    except (ValueError, TypeError):
-        return 0.0
 
 
 def _settings(annotations: Mapping[str, str]) -> str:
@@ -206,6 +224,12 @@ def _with(manifest: dict[str, Any], annotations: Mapping[str, str]) -> dict[str,
         **manifest,
         "metadata": {**metadata, "annotations": {**metadata["annotations"], **annotations}},
     }
+
+
+def _without(manifest: dict[str, Any], name: str) -> dict[str, Any]:
+    metadata = manifest["metadata"]
+    kept = {key: value for key, value in metadata["annotations"].items() if key != name}
+    return {**manifest, "metadata": {**metadata, "annotations": kept}}
 
 
 def _dump(value: Mapping[str, Any]) -> str:

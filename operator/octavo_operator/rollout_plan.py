@@ -12,9 +12,9 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from octavo_operator import conditions, names
-from octavo_operator.facts import Facts
+from octavo_operator.facts import Facts, age_seconds
 from octavo_operator.gpu_room import Room
-from octavo_operator.rollback import age_seconds, read
+from octavo_operator.rollback import read
 
 WAIT_SECONDS = 60.0
 """How long a new pod may wait beside its elders for the GPU that was spare when it was made."""
@@ -52,12 +52,12 @@ def read_plan(live: Mapping[str, Any] | None) -> Plan | None:
 
 
 def decide_plan(
-    revision: str, room: Room, *, gpus: int, replicas: int, claims_cache: bool = False
+    revision: str, room: Room, *, gpus: int, replicas: int, bound: str | None = None
 ) -> Plan:
-    """`claims_cache`: the pods mount a claim that they write to, which one node alone may have."""
+    """`bound` names a claim of the pods that one node alone may mount."""
     outage = ": an outage is expected until the new pod is ready" if replicas == 1 else ""
-    if claims_cache:
-        one = "the cache's claim may be bound to one node: a new pod takes an old one's place"
+    if bound is not None and room is not Room.NONE:
+        one = f"one node alone may mount the claim {bound}: a new pod takes an old one's place"
         return Plan(revision, False, one + outage)
     what = "a GPU is" if gpus == 1 else f"{gpus} GPUs are"
     if room is Room.NOW:

@@ -22,6 +22,8 @@ GONE = 410
 
 log = logging.getLogger(__name__)
 
+Object = dict[str, Any]
+
 Place = tuple[str, str | None]
 """A kind, and the namespace that is looked at, None for all."""
 
@@ -37,17 +39,21 @@ class RouteWatch:
     ) -> None:
         self._kube, self._namespaces, self._changed = kube, namespaces, changed
         self._running: dict[Place, asyncio.Task[None]] = {}
+        self._known: dict[Place, dict[tuple[str, str], Object]] = {}
         self._asked: set[Place] = set()
 
     @property
     def tasks(self) -> list[asyncio.Task[None]]:
         return list(self._running.values())
 
-    def start(self, kind: str) -> None:
-        """There are objects of this kind: watch them, if they are not watched yet."""
+    def start(self, made: Mapping[str, Any]) -> None:
+        """An object that there is now: watch all of its kind, if they are not watched yet."""
+        kind, own = made["kind"], made["metadata"]["namespace"]
         for namespace in self._namespaces or (None,):
             place = (kind, namespace)
             self._asked.add(place)
+            if namespace in (None, own):
+                self._note(place, made)
             task = self._running.get(place)
             if task is None or task.done():
                 self._running[place] = asyncio.ensure_future(self._watch(*place))
@@ -61,8 +67,12 @@ class RouteWatch:
                 async for what, found in self._kube.watch(
                     ROUTES[kind], kind, namespace, names.SERVICE_LABEL, version
                 ):
+                    if what == "OPEN":
+                        self._catch_up((kind, namespace), version)
+                        continue
                     version = found["metadata"]["resourceVersion"]
                     if what != "BOOKMARK":
+                        self._note((kind, namespace), found, gone=what == "DELETED")
                         self._changed(found)
             except KubeError as error:
                 version = ""
@@ -81,3 +91,21 @@ class RouteWatch:
                 version = ""
                 log.exception("the watch of each %s failed", where)
             await asyncio.sleep(AGAIN_SECONDS)
+
+    def _catch_up(self, place: Place, version: str) -> None:
+        """A watch that begins anew tells what there is, not what went while there was none: that
+        may be any of those which were known.
+        """
+        if not version:
+            for each in self._known.pop(place, {}).values():
+                self._changed(each)
+
+    def _note(self, place: Place, found: Mapping[str, Any], *, gone: bool = False) -> None:
+        metadata = found["metadata"]
+        known = self._known.setdefault(place, {})
+        key = (metadata["namespace"], metadata["name"])
+        if gone:
+            known.pop(key, None)
+        else:
+            kept = {name: metadata.get(name) for name in ("namespace", "name", "labels")}
+            known[key] = {"metadata": kept}

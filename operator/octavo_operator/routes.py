@@ -49,13 +49,18 @@ class Routes:
         manifests: list[Object],
         deployment: Mapping[str, Any] | None,
     ) -> Routes:
-        """Asks for nothing of a service that has never had any."""
+        """Asks for nothing of a service that has never had any, but before it has a Deployment: the
+        one that named them may be gone.
+        """
         routes = cls(kube, service, manifests)
-        for kind in {**routes._wanted, **dict.fromkeys(read_extras(deployment, ROUTES))}:
+        named = read_extras(deployment, ROUTES)
+        unsure = set(ROUTES) - set(routes._wanted) if deployment is None else set()
+        for kind in {**routes._wanted, **dict.fromkeys(sorted(named | unsure))}:
             try:
                 found = await kube.get(ROUTES[kind], kind, service.namespace, service.name)
             except KubeError as error:
-                routes._unread[kind] = error
+                if kind not in unsure:
+                    routes._unread[kind] = error
             else:
                 if found is not None:
                     routes._live[kind] = found
@@ -67,9 +72,9 @@ class Routes:
         return {*self._wanted, *self._unread, *(kind for kind in self._live if self._is_ours(kind))}
 
     async def follow(
-        self, deployment: Mapping[str, Any] | None, made: Callable[[str], None]
+        self, deployment: Mapping[str, Any] | None, made: Callable[[Mapping[str, Any]], None]
     ) -> Condition | None:
-        """None for a service that has none and wants none. `made` hears which kinds there are."""
+        """None for a service that has none and wants none. `made` hears what there is."""
         problem = await self._apply(deployment, made) if self._wanted else None
         if problem is None:
             problem = await self._delete()
@@ -78,7 +83,7 @@ class Routes:
         return decide_routing(self._live["HTTPRoute"], self._live.get("InferencePool"))
 
     async def _apply(
-        self, deployment: Mapping[str, Any] | None, made: Callable[[str], None]
+        self, deployment: Mapping[str, Any] | None, made: Callable[[Mapping[str, Any]], None]
     ) -> Condition | None:
         """The first that cannot be made ends it: a route to nothing would be worse than none."""
         if missing := set(self._wanted) - read_extras(deployment, ROUTES):
@@ -102,7 +107,7 @@ class Routes:
             if changed := describe_foreign_change(before, applied):
                 self.told.append(changed)
             self._live[kind] = applied
-            made(kind)
+            made(applied)
         return None
 
     async def _delete(self) -> Condition | None:

@@ -1,5 +1,5 @@
 """Which Deployment a pass applies: the manifest's, the one that runs, or the last that ran. Pure,
-but for the look at the GPUs that a rollout begins with.
+but for what the cluster is asked before a rollout begins: a place, and whether pods are let in.
 """
 
 from __future__ import annotations
@@ -38,6 +38,21 @@ WAITS = (IMAGE_PULL_BACK_OFF, CONTAINER_CONFIG_ERROR, UNSCHEDULABLE)
 Spare = Callable[[Mapping[str, Any]], Awaitable[Room]]
 """Room for one more pod of a template."""
 
+Bound = Callable[[Mapping[str, Any]], Awaitable[str | None]]
+"""A claim of a template that one node alone may mount; None if there is none."""
+
+Refuses = Callable[[Mapping[str, Any]], Awaitable[Problem | None]]
+"""Why no pod of a template is let in; None if it is."""
+
+
+@dataclass(frozen=True, slots=True)
+class Asks:
+    """What the cluster is asked before a rollout; it does without what is None."""
+
+    spare: Spare | None = None
+    bound: Bound | None = None
+    refuses: Refuses | None = None
+
 
 @dataclass(frozen=True, slots=True)
 class Choice:
@@ -56,7 +71,7 @@ async def choose_deployment(
     default: str,
     facts: Facts,
     previous: Mapping[str, Any],
-    spare: Spare | None,
+    cluster: Asks,
     now: str,
 ) -> Choice:
     """`rendered` is the manifest's with `image` (from pinned_image), `live` the cluster's, `facts`
@@ -67,31 +82,37 @@ async def choose_deployment(
     if live is None:
         return Choice(None, held) if held else Choice(with_cause(None, wanted))
     tries = asks(service, live)
-    if not tries and (failed := failed_before(live, wanted)) is not None:
-        return Choice(_held(service, live, rendered), failed)
     told = previous.get("rollout")
-    if rolls(live, wanted):
-        stays = held or (None if tries else _does_not_fit(facts))
-        if stays is not None:
-            return Choice(_held(service, live, rendered), stays)
-        manifest = remember(live, with_cause(live, wanted, told), facts, previous)
-        return Choice(await _planned(service, manifest, spare, now))
+    stays = None if tries else failed_before(live, wanted)
+    if stays is None and rolls(live, wanted):
+        stays = held
+        if stays is None and not tries and any(pod.ready for pod in facts.pods):
+            stays = _does_not_fit(facts)
+            if stays is None and cluster.refuses is not None:
+                stays = await cluster.refuses(wanted["spec"]["template"])
+        if stays is None:
+            manifest = remember(live, with_cause(live, wanted, told), facts, previous)
+            return Choice(await _planned(service, manifest, cluster, now))
+    # NOTE: an edit that is held back is no reason to leave what runs to itself.
     if (why := decide_rollback(live, facts, previous, now)) is not None:
-        return Choice(await _planned(service, roll_back(live, rendered, why), spare, now), why)
-    manifest = remember(live, with_cause(live, wanted, told), facts, previous)
+        return Choice(await _planned(service, roll_back(live, rendered, why), cluster, now), why)
+    manifest = with_cause(live, wanted, told) if stays is None else hold(live, rendered)
+    manifest = remember(live, manifest, facts, previous)
     plan = read_plan(live)
-    if plan is not None and service.wants_gpu:
+    if plan is not None:
         again = waits_in_vain(plan, facts, now)
         manifest = (
-            await _planned(service, manifest, spare, now) if again else with_plan(manifest, plan)
+            await _planned(service, manifest, cluster, now) if again else with_plan(manifest, plan)
         )
-    return Choice(manifest, None if held is None or held.reason == PROGRESSING else held)
+    if stays is None and held is not None and held.reason != PROGRESSING:
+        stays = held
+    return Choice(manifest, stays)
 
 
 def _does_not_fit(facts: Facts) -> Problem | None:
     """A rollout that can only end in pods that do not start does not begin while others serve."""
     fit: Condition | None = facts.fit
-    if fit is None or fit.reason != DOES_NOT_FIT or not any(pod.ready for pod in facts.pods):
+    if fit is None or fit.reason != DOES_NOT_FIT:
         return None
     return Problem(
         WORKLOAD_READY,
@@ -104,30 +125,26 @@ def _does_not_fit(facts: Facts) -> Problem | None:
 def is_impatient(live: Mapping[str, Any] | None, facts: Facts) -> bool:
     """Whether something is decided soon that no event tells of."""
     plan = read_plan(live)
-    decides = bool(read(live, LAST_GOOD_ANNOTATION)) or (plan is not None and plan.surge)
-    return decides and any(
+    beside = plan is not None and plan.surge and len(facts.pods) > facts.wanted
+    return (beside or bool(read(live, LAST_GOOD_ANNOTATION))) and any(
         pod.problem is not None and pod.problem.reason in WAITS for pod in facts.current
     )
 
 
-def _held(
-    service: InferenceService, live: Mapping[str, Any], rendered: dict[str, Any]
-) -> dict[str, Any]:
-    """`hold`, in the midst of a rollout too: its plan keeps the old pods up."""
-    manifest, plan = hold(live, rendered), read_plan(live)
-    return manifest if plan is None or not service.wants_gpu else with_plan(manifest, plan)
-
-
 async def _planned(
-    service: InferenceService, manifest: dict[str, Any], spare: Spare | None, now: str
+    service: InferenceService, manifest: dict[str, Any], cluster: Asks, now: str
 ) -> dict[str, Any]:
-    replicas = manifest["spec"]["replicas"]
-    if spare is None or not service.wants_gpu or not replicas:
+    replicas, template = manifest["spec"]["replicas"], manifest["spec"]["template"]
+    if not replicas:
         return manifest
-    template = manifest["spec"]["template"]
-    gpus = service.spec.engine.tensor_parallel_size
+    bound = None if cluster.bound is None else await cluster.bound(template)
     revision = manifest["metadata"]["annotations"][REVISION_ANNOTATION]
-    claims = service.spec.cache.persistent_volume_claim is not None
-    room = Room.UNKNOWN if claims else await spare(template)
-    plan = decide_plan(revision, room, gpus=gpus, replicas=replicas, claims_cache=claims)
+    if service.wants_gpu and cluster.spare is not None:
+        room = await cluster.spare(template)
+    elif bound is not None:
+        room = Room.UNKNOWN
+    else:
+        return manifest
+    gpus = service.spec.engine.tensor_parallel_size
+    plan = decide_plan(revision, room, gpus=gpus, replicas=replicas, bound=bound)
     return with_plan(manifest, replace(plan, at=now))

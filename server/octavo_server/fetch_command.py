@@ -11,13 +11,14 @@ import signal
 import threading
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any
+from typing import Any, NoReturn
 
 import click
 
 from octavo_server.api.termination import TellingCommand, write_termination
 from octavo_server.config import EngineConfig
 from octavo_server.errors import StartupError
+from octavo_server.loading.hub import drop_partial_files
 from octavo_server.loading.meter import Meter
 from octavo_server.loading.source import resolve_source
 from octavo_server.log_lines import stamped
@@ -29,7 +30,7 @@ TERMINATED = 128 + signal.SIGTERM
     name="fetch",
     cls=TellingCommand,
     help="Fetch MODEL, a Hub id (ORG/NAME), into the cache that `octavo serve` reads. What is "
-    "there is not fetched again, what was cut off goes on.",
+    "there is not fetched again; a file that was cut off starts anew.",
 )
 @click.argument("model")
 @click.option("--revision", help="Branch, tag or commit on the Hub.")
@@ -48,7 +49,7 @@ TERMINATED = 128 + signal.SIGTERM
 def command(model: str, progress_port: int | None, **settings: Any) -> None:
     """Raises `StartupError` after having written the termination message."""
     # As a container's first process it would not hear SIGTERM, and a download's threads end late.
-    signal.signal(signal.SIGTERM, lambda *_: os._exit(TERMINATED))
+    signal.signal(signal.SIGTERM, end)
     meter = Meter()
     if progress_port is not None:
         serve_progress(progress_port, meter)
@@ -58,6 +59,11 @@ def command(model: str, progress_port: int | None, **settings: Any) -> None:
         write_termination(error.reason, str(error))
         raise
     tell(f"{source.name}: {source.path}")
+
+
+def end(*_: object) -> NoReturn:
+    drop_partial_files()
+    os._exit(TERMINATED)
 
 
 def tell(text: str) -> None:

@@ -75,7 +75,7 @@ def test_how_far_it_is_and_then_it_serves(
     assert chat(*cluster.service_address(namespace, "tiny"), "Hello", "tiny")["choices"]
     (pod,) = pods_of(client, namespace, "tiny")
     assert pod["status"]["initContainerStatuses"][0]["state"]["terminated"]["exitCode"] == 0
-    # What was cut off went on where it was, and the server has found all of it.
+    # It was fetched once, and the server has found all of it.
     assert hub.downloads("model.safetensors").count(None) == 1, pod_logs(cluster, namespace)
 
 

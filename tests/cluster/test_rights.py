@@ -31,7 +31,8 @@ AT_ONCE = 4
 SECONDS = 40.0
 
 OF_SCALE_DOWN, OF_REMOVAL = "patch pods", "delete networkpolicies"
-LATER = (OF_SCALE_DOWN, OF_REMOVAL)
+OF_ROLLOUT = ("create pods", "get persistentvolumeclaims")
+LATER = (OF_SCALE_DOWN, OF_REMOVAL, *OF_ROLLOUT)
 """What nothing needs before somebody changes his mind."""
 MADE = ("deployments", "services", "poddisruptionbudgets", "networkpolicies")
 IN_CONDITIONS = {
@@ -210,9 +211,21 @@ def test_none_is_superfluous_and_none_is_missing(
         print(f"{removed}: {complaint[:200]}")
 
 
+@pytest.mark.parametrize(
+    ("right", "change"),
+    [
+        (OF_SCALE_DOWN, {"replicas": 1}),
+        *((right, {"engine": {"maxModelLen": 99}}) for right in OF_ROLLOUT),
+    ],
+)
 @pytest.mark.usefixtures("no_other", "servers")
-def test_the_right_that_only_a_scale_down_needs(
-    cluster: Cluster, client: Client, namespace: str, nodes: Callable[..., Node]
+def test_the_rights_that_only_a_scale_down_or_a_rollout_needs(
+    cluster: Cluster,
+    client: Client,
+    namespace: str,
+    nodes: Callable[..., Node],
+    right: str,
+    change: dict[str, Any],
 ) -> None:
     addresses = iter(LOADS)
     given: dict[str, str] = {}
@@ -224,18 +237,20 @@ def test_the_right_that_only_a_scale_down_needs(
         return Behaviour(address=given[name])
 
     nodes(gpus=len(LOADS), script=script)
-    (rules,) = [left for removed, left in without_each(all_rules()) if removed == OF_SCALE_DOWN]
-    scene = Scene(cluster, client, f"{namespace}-down", rules, replicas=len(LOADS))
+    (rules,) = [left for removed, left in without_each(all_rules()) if removed == right]
+    # Of a claim that is not there: its pods wait, and the rollout begins all the same.
+    cache = {"cache": {"persistentVolumeClaim": "cache"}} if "claims" in right else {}
+    scene = Scene(cluster, client, f"{namespace}-later", rules, replicas=len(LOADS), **cache)
     try:
 
         def all_serve() -> bool:
             status = client.get(scene.service).get("status", {})
             return bool(status.get("readyReplicas") == len(LOADS))
 
-        wait_for("all pods", all_serve, SECONDS)
+        wait_for("all pods", scene.works if cache else all_serve, SECONDS)
         assert scene.complaint() == ""
-        client.patch(scene.service, {"spec": {"replicas": 1}})
-        wait_for("the complaint", lambda: scene.complaint(OF_SCALE_DOWN), SECONDS)
+        client.patch(scene.service, {"spec": change})
+        wait_for("the complaint", lambda: scene.complaint(right), SECONDS)
     finally:
         scene.end()
 

@@ -149,3 +149,25 @@ def test_of_several_pods_the_others_serve_on(
 
     service.wait("the pods of before", back)
     assert fewest == 2
+
+
+def test_pods_that_would_be_refused_take_nobodys_place(
+    client: Client, namespace: str, nodes: Callable[..., Node], operator: Operator
+) -> None:
+    """Pod Security lets the Deployment pass, and would refuse its pods once the old one is gone."""
+    nodes(gpus=1, script=script)
+    service = Service(client, namespace, replicas=1)
+    before = service.uids()
+    strict = {"labels": {"pod-security.kubernetes.io/enforce": "restricted"}}
+    client.patch(path_of("v1", "Namespace", None, namespace), {"metadata": strict})
+    client.patch(service.own, {"spec": {"podTemplate": {"spec": {"hostNetwork": True}}}})
+    found = wait_for_condition(client, namespace, "a", lambda c: c.get("reason") == "PodsRefused")
+    assert "violates PodSecurity" in found["message"] and "hostNetwork" in found["message"]
+    assert service.uids() == before and service.ready() == 1
+    deployment = client.get(path_of("apps/v1", "Deployment", namespace, "a"))
+    assert "hostNetwork" not in deployment["spec"]["template"]["spec"]
+    client.patch(service.own, {"spec": {"podTemplate": None}})
+    wait_for_condition(client, namespace, "a", lambda c: c.get("reason") == "Serving")
+    assert service.uids() == before
+    service.change(1024)  # what is let in replaces it
+    service.wait("another pod", lambda: service.ready() == 1 and not before & service.uids())

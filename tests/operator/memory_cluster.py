@@ -9,6 +9,8 @@ from typing import Any
 from tests.operator.services import NOW, manifest
 
 from octavo_operator import names
+from octavo_operator.admission import Admission
+from octavo_operator.claims import Claims
 from octavo_operator.conditions import Condition
 from octavo_operator.gpu_room import Room
 from octavo_operator.installation import Installation
@@ -29,6 +31,9 @@ class MemoryCluster:
         self.fit: Condition | None = None
         self.room: Room | None = None
         self.looks = 0
+        self.claims: dict[str, list[str]] | None = None  # their access modes
+        self.judges: KubeError | None = None  # what a trial of a pod ends with
+        self.trials: list[Object] = []
         self.loads: Any = None  # what answers for the pods: `get` of PodHttp
         self.refused: tuple[str, ...] = ()  # kinds
         self.hidden: tuple[str, ...] = ()  # kinds that may not be read
@@ -72,6 +77,8 @@ class MemoryCluster:
                 means=Means(
                     look=None if self.fit is None else look,
                     room=None if self.room is None else find_room,
+                    claims=None if self.claims is None else Claims(kube),
+                    admission=Admission(kube),
                     loads=None if self.loads is None else PodLoads(kube, self.loads),
                 ),
                 installation=self.installation,
@@ -120,7 +127,10 @@ class MemoryCluster:
 
     # What a pass calls of Kube.
 
-    async def get(self, _version: str, kind: str, _namespace: str, _name: str) -> Object | None:
+    async def get(self, _version: str, kind: str, _namespace: str, name: str) -> Object | None:
+        if kind == "PersistentVolumeClaim":
+            modes = (self.claims or {}).get(name)
+            return None if modes is None else {"spec": {"accessModes": modes}}
         self.asked += [kind] if kind != names.KIND else []
         if kind in self.hidden:
             raise KubeError(403, "Forbidden", f'cannot get resource "{kind}"')
@@ -155,7 +165,13 @@ class MemoryCluster:
     async def scale(self, _: Object, replicas: int) -> None:
         self.live["spec"]["replicas"] = replicas
 
-    async def create(self, event: Object) -> None:
+    async def create(self, event: Object, *, dry_run: bool = False) -> None:
+        if event["kind"] == "Pod":
+            assert dry_run
+            self.trials.append(event)
+            if self.judges is not None:
+                raise self.judges
+            return
         self.events.append(f"{event['type']} {event['reason']}: {event['message']}")
 
     async def patch_status(self, live: Object, change: Object) -> None:

@@ -59,7 +59,7 @@ def test_answers_of_others(wrong: Any) -> None:
 def test_the_furthest_pod_is_told_of() -> None:
     found = [Progress(GIB, 15 * GIB, 10**8), None, Progress(6 * GIB, 15 * GIB, 120_400_000)]
     assert describe(found) == "the model is downloaded: 40% of 15.00 GiB, 120 MB/s"
-    assert describe([None]) == describe([]) == UNKNOWN
+    assert describe([None]) == describe([]) == ""
 
 
 def test_which_pods_fetch() -> None:
@@ -105,9 +105,41 @@ def test_why_the_download_failed_stays_while_it_is_tried_again() -> None:
     assert cluster.pass_over()["Ready"]["reason"] == "GatedModel"
 
 
+def test_a_download_that_gets_on_again_is_told_instead_of_what_cut_it_off() -> None:
+    cluster = MemoryCluster()
+    cluster.loads = loads = Pods(**{"10.0.0.1": answer(41, 100, 10**6)})
+    cluster.pass_over()
+    said = '{"reason": "HubUnreachable", "message": "the Hub cannot be reached"}'
+    status = fetching()
+    status["initContainerStatuses"][0]["lastState"] = {
+        "terminated": {"exitCode": 1, "message": said}
+    }
+    cluster.has_pods(cluster.pod_of(**status))
+    told = cluster.pass_over()
+    assert {each["reason"] for each in (told["ModelReady"], told["Ready"])} == {"Downloading"}
+    assert told["WorkloadReady"]["reason"] == "Progressing"
+    loads.answers.clear()  # it has not begun yet, or is cut off once more
+    assert cluster.pass_over()["Ready"]["reason"] == "HubUnreachable"
+
+
+def test_pods_with_the_settings_of_before_are_not_asked() -> None:
+    cluster = MemoryCluster()
+    cluster.loads = loads = Pods(**{"10.0.0.1": answer(99, 100), "10.0.0.2": answer(1, 100)})
+    cluster.pass_over()
+    old = cluster.pod_of(**fetching())
+    cluster.edit(model={"uri": "hf://org/other"})
+    cluster.has_pods(old)
+    cluster.pass_over()
+    new = cluster.pod_of(**fetching("10.0.0.2"))
+    loads.asked.clear()
+    cluster.has_pods(old, new)
+    assert cluster.pass_over()["ModelReady"]["message"].startswith("the model is downloaded: 1%")
+    assert [ip for ip, *_ in loads.asked] == ["10.0.0.2"]
+
+
 def test_a_service_of_many_pods_asks_a_few() -> None:
     pods = Pods()
     loads = PodLoads(pods, pods)  # type: ignore[arg-type]
     many = [{"status": fetching(f"10.0.0.{index}")} for index in range(50)]
-    assert asyncio.run(loads.describe_downloads(many)) == UNKNOWN
+    assert asyncio.run(loads.describe_downloads(many)) == ""
     assert len(pods.asked) == 8

@@ -113,6 +113,12 @@ def test_one_of_its_name_is_merged_over_it_in_its_place() -> None:
     assert second == mine[1]
 
 
+def test_an_image_without_the_command_can_do_without_it() -> None:
+    mine = [{"name": "fetch", "command": ["true"]}]
+    made = fetch(podTemplate={"spec": {"initContainers": mine}})
+    assert made["command"] == ["true"]
+
+
 @pytest.mark.parametrize(
     "spec",
     [

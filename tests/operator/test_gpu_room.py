@@ -50,8 +50,9 @@ class Nodes:
         return self.pods.get(field_selector.removeprefix("spec.nodeName="), [])
 
 
-def look(nodes: Any, wanted: dict[str, Any], own: tuple[str, ...] = ()) -> Room:
-    return asyncio.run(GpuRoom(nodes).look(wanted, own))
+def look(nodes: Any, wanted: dict[str, Any], own: tuple[str, ...] = (), node: str = "a") -> Room:
+    """`own` pods are on `node`."""
+    return asyncio.run(GpuRoom(nodes).look(wanted, dict.fromkeys(own, node)))
 
 
 def test_a_gpu_is_spare_where_pods_hold_fewer() -> None:
@@ -181,8 +182,20 @@ def test_without_the_right_to_look() -> None:
         look(nodes, template(1))
 
 
-def test_a_very_large_cluster_is_not_searched() -> None:
-    nodes = [node(f"n{index}", 1) for index in range(MOST_NODES + 1)]
-    assert look(Nodes(*nodes), template(1)) is Room.UNKNOWN
+def test_of_a_very_large_cluster_some_nodes_are_looked_into() -> None:
+    nodes = Nodes(*[node(f"n{index}", 1) for index in range(MOST_NODES + 2)])
+    nodes.pods = {f"n{index}": [pod(f"p{index}", 1)] for index in range(MOST_NODES + 1)}
+    assert look(nodes, template(1)) is Room.UNKNOWN  # the last of all is free, and not looked into
+    last = f"n{MOST_NODES}"
+    assert look(nodes, template(1), own=(f"ns/p{MOST_NODES}",), node=last) is Room.AFTER
+    nodes.pods["n7"] = []
+    assert look(nodes, template(1)) is Room.NOW
     few = [node(f"n{index}", 0) for index in range(MOST_NODES)]
     assert look(Nodes(*few, node("last", 1)), template(1)) is Room.NOW
+
+
+def test_pods_that_may_not_be_scheduled_yet_take_nothing() -> None:
+    """Queues (Kueue, say) keep hundreds behind spec.schedulingGates."""
+    queued = pod("job", 1, phase="Pending")
+    queued["spec"]["schedulingGates"] = [{"name": "kueue.x-k8s.io/admission"}]
+    assert look(Nodes(node("a", 1), **{"": [queued]}), template(1)) is Room.NOW

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
+import pytest
+from tests.operator.memory_cluster import MemoryCluster
 from tests.operator.services import NOW, service
 
 from octavo_operator import names
@@ -82,3 +84,25 @@ def test_a_rollout_that_stands_still_is_told() -> None:
     assert problem is not None and problem.reason == "Stalled"
     changed = {"metadata": {"generation": 2}, "status": {"conditions": [late]}}
     assert read_deployment_problem(changed) is None  # the controller has not seen the change yet
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "kind"),
+    [
+        ("routing", {"gateways": [{"name": "g"}]}, "HTTPRoute"),
+        ("networkPolicy", {}, "NetworkPolicy"),
+    ],
+)
+def test_what_the_deployment_named_is_found_when_it_is_made_anew(
+    field: str, value: dict[str, Any], kind: str
+) -> None:
+    """Somebody deleted the Deployment, and took the field away, while no operator ran."""
+    cluster = MemoryCluster(**{field: value})
+    for _ in range(2):
+        cluster.pass_over()
+    assert kind in cluster.objects
+    del cluster.objects["Deployment"]
+    cluster.edit(**{field: None})
+    for _ in range(3):
+        cluster.pass_over()
+    assert kind not in cluster.objects

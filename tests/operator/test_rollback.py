@@ -11,6 +11,7 @@ from tests.operator.memory_cluster import MemoryCluster
 from tests.operator.services import NOW
 
 from octavo_operator import names
+from octavo_operator.drain import grace_seconds
 from octavo_operator.rollback import STUCK_SECONDS, UNSCHEDULABLE_SECONDS
 
 SAID = json.dumps({"reason": "InvalidArgument", "message": "max_model_len 9999 is too long"})
@@ -145,7 +146,7 @@ def test_a_suspended_service_proves_nothing(cluster: MemoryCluster) -> None:
     [
         (waiting("ImagePullBackOff"), STUCK_SECONDS),
         (waiting("CreateContainerConfigError"), STUCK_SECONDS),
-        (UNSCHEDULABLE, UNSCHEDULABLE_SECONDS),
+        (UNSCHEDULABLE, UNSCHEDULABLE_SECONDS + grace_seconds(300)),
     ],
 )
 def test_what_may_pass_is_waited_for(

@@ -65,13 +65,48 @@ def test_no_outage_is_expected_of_several() -> None:
     assert "outage" not in cluster.live["status"]["rollout"]["plan"]
 
 
-def test_a_cache_that_one_node_may_have_is_not_waited_for_on_another() -> None:
+@pytest.mark.parametrize(
+    ("modes", "room", "expected"),
+    [
+        (["ReadWriteOnce"], Room.NOW, (0, 1)),
+        (["ReadWriteOncePod"], Room.NOW, (0, 1)),
+        (["ReadWriteOnce"], Room.NONE, (1, 0)),  # it gets no node, so that nothing is mounted
+        (["ReadWriteOnce", "ReadWriteMany"], Room.NOW, (1, 0)),
+        (["ReadWriteMany"], Room.AFTER, (0, 1)),
+    ],
+)
+def test_a_claim_of_one_node_is_not_waited_for_on_another(
+    modes: list[str], room: Room, expected: tuple[int, int]
+) -> None:
     cluster = serving()
+    cluster.claims = {"cache": modes}
     cluster.edit(cache={"persistentVolumeClaim": "cache"})
-    change(cluster, Room.NOW)
-    assert strategy(cluster) == (0, 1)
-    assert "the cache's claim" in cluster.live["status"]["rollout"]["plan"]
-    assert cluster.looks == 0
+    change(cluster, room)
+    assert strategy(cluster) == expected
+    told = "the claim cache: a new pod takes an old one's place: an outage is expected"
+    assert (told in cluster.live["status"]["rollout"]["plan"]) == (
+        modes[0] != "ReadWriteMany" and expected == (0, 1)
+    )
+
+
+@pytest.mark.parametrize(
+    ("modes", "expected"),
+    [(["ReadWriteOnce"], (0, 1)), (["ReadOnlyMany", "ReadWriteOnce"], (1, 0)), (None, (1, 0))],
+)
+def test_so_are_models_on_a_claim_and_pods_without_gpus(
+    modes: list[str] | None, expected: tuple[int, int]
+) -> None:
+    cluster = MemoryCluster(
+        model={"uri": "pvc://models/a"}, engine={"device": "cpu", "maxModelLen": 512}
+    )
+    cluster.claims = {} if modes is None else {"models": modes}
+    cluster.pass_over()
+    cluster.has_pods(cluster.pod_of(ready=True))
+    for tokens in (1024, 2048):
+        cluster.edit(engine={"device": "cpu", "maxModelLen": tokens})
+        for _ in range(2):
+            cluster.pass_over()
+            assert strategy(cluster) == expected
 
 
 def test_the_plan_stays_when_its_own_pod_takes_the_spare_gpu() -> None:

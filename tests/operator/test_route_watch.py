@@ -16,6 +16,11 @@ Step = tuple[str, str] | Exception
 END: Step = ("END", "")
 
 
+def made(kind: str, name: str = "a") -> dict[str, Any]:
+    metadata = {"namespace": "x", "name": name, "resourceVersion": f"v{name}"}
+    return {"kind": kind, "metadata": metadata}
+
+
 class Server:
     """Its watches tell these steps, each until END or an error; then they tell no more."""
 
@@ -28,13 +33,15 @@ class Server:
     ) -> AsyncIterator[tuple[str, dict[str, Any]]]:
         assert label == "octavo.dev/service"
         self.begun.append((kind, namespace, version))
+        if not (self.steps and isinstance(self.steps[0], Exception)):
+            yield "OPEN", {}
         while self.steps:
             step = self.steps.pop(0)
             if isinstance(step, Exception):
                 raise step
             if step == END:
                 return
-            yield step[0], {"metadata": {"name": step[1], "resourceVersion": f"v{step[1]}"}}
+            yield step[0], made("HTTPRoute", step[1])
         await asyncio.Event().wait()
 
 
@@ -52,7 +59,7 @@ def run(server: Server, *starts: str, namespaces: tuple[str, ...] = ()) -> list[
         watch = RouteWatch(kube, namespaces, lambda each: heard.append(each["metadata"]["name"]))
         assert not watch.tasks
         for kind in starts:
-            watch.start(kind)
+            watch.start(made(kind, "new"))
             for _ in range(50):
                 await asyncio.sleep(0)
         for task in watch.tasks:
@@ -65,7 +72,7 @@ def run(server: Server, *starts: str, namespaces: tuple[str, ...] = ()) -> list[
 
 def test_changes_are_heard_once_and_one_watch_is_enough() -> None:
     server = Server(("ADDED", "a"), ("BOOKMARK", "b"), ("DELETED", "c"))
-    assert run(server, "HTTPRoute", "HTTPRoute") == ["a", "c"]
+    assert run(server, "HTTPRoute", "HTTPRoute") == ["new", "a", "c"]
     assert server.begun == [("HTTPRoute", None, "")]
 
 
@@ -79,13 +86,13 @@ def test_each_namespace_and_kind_has_its_own() -> None:
 
 def test_one_that_ended_goes_on_where_it_was() -> None:
     server = Server(("ADDED", "a"), END, ("ADDED", "b"), KubeUnreachable("away"), ("ADDED", "c"))
-    assert run(server, "HTTPRoute") == ["a", "b", "c"]
+    assert run(server, "HTTPRoute") == ["new", "a", "b", "c"]
     assert [each[2] for each in server.begun] == ["", "va", "vb"]
 
 
 def test_what_is_too_long_ago_is_told_anew() -> None:
     server = Server(("ADDED", "a"), KubeError(410, "Expired", "too old"), ("ADDED", "a"))
-    assert run(server, "HTTPRoute") == ["a", "a"]
+    assert run(server, "HTTPRoute") == ["new", "a", "a", "a"]
     assert [each[2] for each in server.begun] == ["", ""]
 
 
@@ -95,7 +102,7 @@ def test_one_that_may_not_be_ends_and_begins_with_the_next_route(code: int) -> N
     assert run(server, "HTTPRoute") == []
     assert len(server.begun) == 1
     server.steps.insert(0, KubeError(code, "", "no"))
-    assert run(server, "HTTPRoute", "HTTPRoute") == ["a"]
+    assert run(server, "HTTPRoute", "HTTPRoute") == ["new", "a"]
 
 
 def test_a_route_made_while_one_ends_is_watched(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -107,11 +114,11 @@ def test_a_route_made_while_one_ends_is_watched(monkeypatch: pytest.MonkeyPatch)
     async def scenario() -> None:
         kube: Any = server
         watch = RouteWatch(kube, (), lambda _: heard.set())
-        watch.start("HTTPRoute")
+        watch.start(made("HTTPRoute"))
         for _ in range(50):
             await asyncio.sleep(0)
         assert len(server.begun) == 1
-        watch.start("HTTPRoute")
+        watch.start(made("HTTPRoute"))
         await asyncio.wait_for(heard.wait(), 5)
         for task in watch.tasks:
             task.cancel()
@@ -121,4 +128,22 @@ def test_a_route_made_while_one_ends_is_watched(monkeypatch: pytest.MonkeyPatch)
 
 def test_a_defect_does_not_end_it() -> None:
     server = Server(ValueError("no JSON"), ("ADDED", "a"))
-    assert run(server, "HTTPRoute") == ["a"]
+    assert run(server, "HTTPRoute") == ["new", "a"]
+
+
+def test_one_that_went_while_none_watched_is_heard_of() -> None:
+    """A watch that begins anew tells what is there."""
+    server = Server(
+        ("ADDED", "a"), ("ADDED", "b"), ("DELETED", "b"), KubeError(410, "", "old"), ("ADDED", "c")
+    )
+    assert run(server, "HTTPRoute") == ["new", "a", "b", "b", "a", "c"]
+
+
+def test_one_that_was_made_and_went_before_the_watch_began() -> None:
+    server = Server(KubeUnreachable("away"), ("BOOKMARK", "9"))
+    assert run(server, "HTTPRoute") == ["new"]
+
+
+def test_one_of_another_namespace_is_not_this_watchs() -> None:
+    server = Server()
+    assert run(server, "HTTPRoute", namespaces=("other", "x")) == ["new"]

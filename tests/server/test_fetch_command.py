@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import signal
 import socket
 import subprocess
@@ -39,7 +40,14 @@ def hub(tmp_path: Path) -> Iterator[Hub]:
 class Fetch:
     """Started at once; the port is free."""
 
-    def __init__(self, hub: Hub, folder: Path, *words: str, port: int | None = None) -> None:
+    def __init__(
+        self,
+        hub: Hub,
+        folder: Path,
+        *words: str,
+        port: int | None = None,
+        largest_file: int | None = None,
+    ) -> None:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             self.port = port or probe.getsockname()[1]
@@ -57,6 +65,8 @@ class Fetch:
             [*command, f"--progress-port={self.port}"],
             env=environment, stderr=subprocess.PIPE, text=True,
         )  # fmt: skip
+        if largest_file is not None:
+            resource.prlimit(self.process.pid, resource.RLIMIT_FSIZE, (largest_file, largest_file))
 
     def progress(self) -> dict[str, Any] | None:
         try:
@@ -84,8 +94,8 @@ class Fetch:
 def fetch(hub: Hub, tmp_path: Path) -> Iterator[Any]:
     started: list[Fetch] = []
 
-    def start(*words: str, port: int | None = None) -> Fetch:
-        started.append(Fetch(hub, tmp_path, *words, port=port))
+    def start(*words: str, **how: int) -> Fetch:
+        started.append(Fetch(hub, tmp_path, *words, **how))
         return started[-1]
 
     yield start
@@ -112,15 +122,27 @@ def test_it_says_how_far_it_is(hub: Hub, fetch: Any) -> None:
     assert len(hub.downloads("model.safetensors")) == count
 
 
-def test_it_ends_at_once_when_told_and_goes_on_later(hub: Hub, fetch: Any) -> None:
+def test_it_ends_at_once_when_told_and_does_it_later(hub: Hub, fetch: Any, tmp_path: Path) -> None:
     hub.hold_after_bytes = HELD
     first = fetch("acme/tiny")
     first.wait_for(1)
+    assert list(tmp_path.rglob("*.incomplete"))
     first.process.send_signal(signal.SIGTERM)
     assert first.end(10)[0] == 143
+    # Nobody would go on with it: a claim would fill up with the halves of files.
+    assert not list(tmp_path.rglob("*.incomplete"))
     hub.hold_after_bytes = None
     hub.go_on.set()
     assert fetch("acme/tiny").end()[0] == 0
+
+
+def test_a_cache_that_is_full_is_said_to_be(fetch: Any) -> None:
+    failed = fetch("acme/tiny", largest_file=12_000_000)
+    code, said = failed.end()
+    assert code != 0
+    assert "acme/tiny cannot be stored in the cache: File too large" in said.splitlines()[-1]
+    told = json.loads(failed.termination.read_text())
+    assert told["reason"] == "StartupFailed"
 
 
 def test_other_paths_are_nothing(hub: Hub, fetch: Any) -> None:

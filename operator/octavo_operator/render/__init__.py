@@ -53,15 +53,18 @@ def render(
     image: str = names.DEFAULT_IMAGE,
     replicas: int | None = None,
     installation: Installation = Installation(),
+    fetches: bool = True,
 ) -> list[dict[str, Any]]:
     """The objects in the order in which they are applied.
 
     `image` is the server's image where the manifest names none; `replicas` the live number, which
     stays where the manifest has none (None: the Deployment does not exist yet); `installation` what
-    holds for all services.
+    holds for all services; `fetches`: the server's image knows `octavo fetch`.
     """
     objects = [
-        render_deployment(service, image=image, replicas=replicas, installation=installation),
+        render_deployment(
+            service, image=image, replicas=replicas, installation=installation, fetches=fetches
+        ),
         render_service(service),
         render_disruption_budget(service),
         *render_inference_pool(service),

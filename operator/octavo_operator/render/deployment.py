@@ -30,9 +30,11 @@ def render_deployment(
     image: str,
     replicas: int | None,
     installation: Installation = Installation(),
+    fetches: bool = True,
 ) -> dict[str, Any]:
+    """`image` is the default one; `fetches`: the chosen one knows `octavo fetch`."""
     chosen = choose_image(service, image)
-    template = render_pod_template(service, chosen, installation.defaults)
+    template = render_pod_template(service, chosen, installation.defaults, fetches=fetches)
     revision = hash_template(template)
     template = mark(template, revision)
     if service.spec.replicas is not None:
@@ -120,7 +122,7 @@ def mark(template: dict[str, Any], revision: str) -> dict[str, Any]:
 
 
 def render_pod_template(
-    service: InferenceService, image: str, defaults: PodDefaults
+    service: InferenceService, image: str, defaults: PodDefaults, *, fetches: bool = True
 ) -> dict[str, Any]:
     """The rendered template with the platform's defaults over it, and over both the manifest's
     podTemplate; our labels win.
@@ -196,7 +198,8 @@ def render_pod_template(
         ]
     template = merge({"metadata": {}, "spec": pod}, render_defaults(defaults, service))
     template = merge(template, service.spec.pod_template)
-    template["spec"] = with_fetch(service, template["spec"])
+    if fetches:
+        template["spec"] = with_fetch(service, template["spec"])
     metadata = merge(template["metadata"], {"labels": names.labels(service.name)})
     # The revision is ours, and {} is as good as nothing: two writings of one template.
     annotations = dict(metadata.pop("annotations", None) or {})

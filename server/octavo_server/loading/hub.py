@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +29,9 @@ _WEIGHTS = ["*.safetensors"]
 # The same weights again for other frameworks; folders below the root are never the model's own.
 _LEFT_OUT = ["consolidated*", "adapter_*", "*/*"]
 _PROGRESS_SECONDS = 2.0
+_PARTIAL = ".incomplete"
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
+"""What writing fails of, and no connection does. Such an error names no file."""
 
 
 def fetch_snapshot(
@@ -111,9 +116,21 @@ def _download(
         )
     except HFValidationError as error:
         raise ModelNotFound(f"{config.model!r} is not a valid Hub id ({error})") from None
-    except (httpx.HTTPError, OSError) as error:
+    except (httpx.HTTPError, OSError, RuntimeError, ValueError) as error:
+        # RuntimeError: all that hf_xet says; ValueError: answers of a mirror that make no sense.
         raise _explained(error, config) from error
     return Path(folder)
+
+
+def drop_partial_files() -> None:
+    """Those this process is writing. To be called at its end: huggingface_hub gives each attempt a
+    file of its own, so nobody would go on with them, and a claim would fill up.
+    """
+    for each in Path("/proc/self/fd").glob("*"):
+        with suppress(OSError):
+            path = os.readlink(each)
+            if path.endswith(_PARTIAL):
+                os.unlink(path)
 
 
 def _offline() -> bool:
@@ -152,8 +169,8 @@ def _explained(error: BaseException, config: EngineConfig) -> StartupError:
                 f"the Hub has no model {model}{hint}, and there is no such file or folder here"
             )
         return HubUnreachable(f"the Hub answered {status} for {model}; try again later")
-    if isinstance(error, OSError) and error.errno is not None and error.filename:
-        return StartupError(f"{model} cannot be stored in the cache: {error.strerror}")
+    if why := _why_not_stored(error):
+        return StartupError(f"{model} cannot be stored in the cache: {why}")
     endpoint = os.environ.get("HF_ENDPOINT") or "the Hub"
     last = list(_causes(error))[-1]
     cached = ", and it is not in the cache" if isinstance(error, LocalEntryNotFoundError) else ""
@@ -161,6 +178,14 @@ def _explained(error: BaseException, config: EngineConfig) -> StartupError:
         f"{endpoint} cannot be reached to fetch {model}{cached} ({last}); there is no such file or "
         "folder here"
     )
+
+
+def _why_not_stored(error: BaseException) -> str:
+    """ "" of an error that is none of the cache's."""
+    if isinstance(error, OSError) and (error.filename or error.errno in _FULL):
+        return error.strerror or ""
+    words = [os.strerror(each) for each in _FULL] if isinstance(error, RuntimeError) else []
+    return next((each for each in words if each in str(error)), "")
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:

@@ -24,6 +24,7 @@ class Hub:
     answer_all_with: int | None = None  # e.g. 503
     cut_after_bytes: int | None = None  # the next download of a larger file ends there, once
     hold_after_bytes: int | None = None  # a download of a larger file goes on when `go_on` is set
+    xet: bool = False  # the larger files are in Xet storage, as the real Hub's are
     go_on: threading.Event = field(default_factory=threading.Event)
     requests: list[tuple[str, str, str | None]] = field(default_factory=list)  # method, path, range
     url: str = ""
@@ -74,6 +75,8 @@ class _Handler(BaseHTTPRequestHandler):
         hub.requests.append((self.command, path, self.headers.get("Range")))
         if hub.answer_all_with is not None:
             return self._send(hub.answer_all_with, b"{}")
+        if path == "/xet":
+            return self._send(200, b"{}")  # and the headers it should have are missing
         api = path.startswith("/api/models/")
         parts = path.removeprefix("/api/models/").strip("/").split("/")
         repository, rest = "/".join(parts[:2]), parts[2:]
@@ -117,6 +120,8 @@ class _Handler(BaseHTTPRequestHandler):
         if wanted:
             start = int(wanted.removeprefix("bytes=").split("-")[0])
         headers = {"X-Repo-Commit": _COMMIT, "ETag": f'"{_oid(path)}"', "Accept-Ranges": "bytes"}
+        if self.shared.xet and path.suffix == ".safetensors":
+            headers |= {"X-Xet-Hash": "ab" * 32, "X-Xet-Refresh-Route": f"{self.shared.url}/xet"}
         if start:
             headers["Content-Range"] = f"bytes {start}-{len(content) - 1}/{len(content)}"
         cut = self.shared.cut_after_bytes

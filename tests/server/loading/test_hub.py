@@ -199,6 +199,33 @@ def test_a_failing_hub(hub: Hub, tmp_path: Path, status: int) -> None:
     assert MODEL in refused(tmp_path, HubUnreachable)
 
 
+def xet_fails(words: str) -> Callable[..., None]:
+    def fail(**_: object) -> None:
+        raise RuntimeError(words)
+
+    return fail
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("CAS Client Error: error sending request", "CAS Client Error: error sending request"),
+        ("I/O error: No space left on device (os error 28)", "cannot be stored in the cache"),
+    ],
+)
+def test_what_xet_storage_fails_of_is_a_sentence(
+    hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: str, said: str
+) -> None:
+    hub.xet = True
+    monkeypatch.setattr("huggingface_hub.file_download.xet_get", xet_fails(words))
+    assert said in refused(tmp_path, StartupError)
+
+
+def test_a_mirror_that_forwards_half_of_xet(hub: Hub, tmp_path: Path) -> None:
+    hub.xet = True
+    assert "Xet headers" in refused(tmp_path, HubUnreachable)
+
+
 def test_nobody_answers(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     endpoint = closed_endpoint()
     monkeypatch.setenv("HF_ENDPOINT", endpoint)
