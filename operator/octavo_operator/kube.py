@@ -36,6 +36,7 @@ _PLURALS = {
     ("v1", "Service"): "services",
     ("apiregistration.k8s.io/v1", "APIService"): "apiservices",
     ("authorization.k8s.io/v1", "SubjectAccessReview"): "subjectaccessreviews",
+    ("rbac.authorization.k8s.io/v1", "ClusterRole"): "clusterroles",
     ("networking.k8s.io/v1", "NetworkPolicy"): "networkpolicies",
     ("policy/v1", "PodDisruptionBudget"): "poddisruptionbudgets",
     ("apps/v1", "Deployment"): "deployments",

@@ -176,6 +176,11 @@ async def _serve(api: MetricsApi) -> None:
     help="The Service that leads to it, on port 443.",
 )
 @click.option(
+    "--cluster-role",
+    default="",
+    help="Its ClusterRole: when that is deleted, its APIServices are, too.",
+)
+@click.option(
     "--secret",
     default="octavo-metrics-api",
     show_default=True,
@@ -204,8 +209,14 @@ async def _serve(api: MetricsApi) -> None:
 )
 @click.option("--verbose", is_flag=True, help="Log what libraries do, too.")
 def command(
-    log_format: str, verbose: bool, own_namespace: str, service: str, **options: Any
+    log_format: str,
+    verbose: bool,
+    own_namespace: str,
+    service: str,
+    cluster_role: str,
+    **options: Any,
 ) -> None:
     """Serve queue depth to HorizontalPodAutoscalers, as custom.metrics.k8s.io."""
     configure_logs(as_json=log_format == "json", verbose=verbose)
-    asyncio.run(run(Options(place=Place(own_namespace, service), **options)))
+    place = Place(own_namespace, service, cluster_role=cluster_role)
+    asyncio.run(run(Options(place=place, **options)))

@@ -34,6 +34,7 @@ class Pod:
     """
 
     key: Key
+    uid: str
     service: Key
     labels: Mapping[str, str]
     ip: str
@@ -62,10 +63,12 @@ class Fleet:
         self.services.pop(key, None)
 
     def saw_pod(self, live: dict[str, Any], now: float) -> None:
-        """A pod as it is now. Whoever was started again has said nothing yet."""
+        """A pod as it is now. One that was started again still owes figures: whoever counted it for
+        nothing would take pods away from a service that crashes under its load.
+        """
         pod = read_pod(live)
         before = self._pods.get(pod.key)
-        if before is not None and pod.run and before.run == pod.run:
+        if before is not None and before.uid == pod.uid:
             pod.track = before.track
         pod.track.saw(ready=pod.ready and pod.counts, now=now)
         if before is not None and before.service != pod.service:
@@ -101,11 +104,11 @@ class Fleet:
         return self._pods.get(key)
 
     def tracks(self, service: Key) -> list[PodTrack]:
-        """Of its replicas whose servers run: one that does not run has no request."""
+        """Of its replicas, whether their servers run or not."""
         return [
             PodTrack(pod.key[1], pod.track)
             for pod in self._of.get(service, {}).values()
-            if pod.counts and pod.run
+            if pod.counts
         ]
 
 
@@ -136,6 +139,7 @@ def read_pod(live: dict[str, Any]) -> Pod:
     conditions = status.get("conditions") or ()
     return Pod(
         key=(metadata["namespace"], metadata["name"]),
+        uid=metadata["uid"],
         service=(metadata["namespace"], service),
         labels=labels,
         ip=str(status.get("podIP") or ""),

@@ -1,7 +1,8 @@
 """The APIServices that send custom.metrics.k8s.io here: made, kept current, withdrawn.
 
 A group has one provider in a cluster, and autoscalers ask the preferred version: one of ours beside
-another's would take all of its readers away.
+another's would take all of its readers away. Their owner is our ClusterRole: an APIService that led
+nowhere once all else is uninstalled would keep every namespace from being deleted.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from octavo_operator.kube import Kube, KubeError
 from octavo_operator.metrics_api.questions import GROUP, VERSIONS
 
 API_VERSION, KIND = "apiregistration.k8s.io/v1", "APIService"
+RBAC_VERSION, CLUSTER_ROLE = "rbac.authorization.k8s.io/v1", "ClusterRole"
 
 PRIORITIES = dict(zip(VERSIONS, (200, 100), strict=True))
 
@@ -32,6 +34,7 @@ class Place:
     namespace: str
     name: str
     port: int = 443
+    cluster_role: str = ""
 
     @property
     def host_names(self) -> tuple[str, ...]:
@@ -49,8 +52,10 @@ class Plan:
     taken: str = ""
 
 
-def decide_registration(found: Sequence[Object], place: Place, authorities: bytes) -> Plan:
-    """`found` are all APIServices of the cluster."""
+def decide_registration(
+    found: Sequence[Object], place: Place, authorities: bytes, owner: Object | None = None
+) -> Plan:
+    """`found` are all APIServices of the cluster, `owner` the ClusterRole if there is one."""
     ofs = [each for each in found if (each.get("spec") or {}).get("group") == GROUP]
     ours = {each["spec"].get("version"): each for each in ofs if _is_ours(each, place)}
     others = [each for each in ofs if not _is_ours(each, place)]
@@ -59,25 +64,41 @@ def decide_registration(found: Sequence[Object], place: Place, authorities: byte
         return Plan(withdrawn=tuple(ours.values()), taken=taken)
     created, replaced = [], []
     for version in VERSIONS:
-        wanted = render_api_service(version, place, authorities)
+        wanted = render_api_service(version, place, authorities, owner)
         live = ours.get(version)
         if live is None:
             created.append(wanted)
-        elif any(live["spec"].get(key) != value for key, value in wanted["spec"].items()) or (
-            live["spec"].get("insecureSkipTLSVerify")
-        ):
-            replaced.append({**wanted, "metadata": live["metadata"]})
+        elif _differs(live, wanted):
+            owners = wanted["metadata"].get("ownerReferences", [])
+            metadata = {**live["metadata"], "ownerReferences": owners}
+            replaced.append({**wanted, "metadata": metadata})
     return Plan(tuple(created), tuple(replaced))
 
 
-def render_api_service(version: str, place: Place, authorities: bytes) -> Object:
+def _differs(live: Object, wanted: Object) -> bool:
+    if live["metadata"].get("ownerReferences", []) != wanted["metadata"].get("ownerReferences", []):
+        return True
+    spec = live["spec"]
+    changed = any(spec.get(key) != value for key, value in wanted["spec"].items())
+    return changed or bool(spec.get("insecureSkipTLSVerify"))
+
+
+def render_api_service(
+    version: str, place: Place, authorities: bytes, owner: Object | None = None
+) -> Object:
+    metadata: Object = {
+        "name": f"{version}.{GROUP}",
+        "labels": {"app.kubernetes.io/name": "octavo", names.MANAGED_BY_LABEL: "octavo"},
+    }
+    if owner is not None:
+        reference = {"name": owner["metadata"]["name"], "uid": owner["metadata"]["uid"]}
+        metadata["ownerReferences"] = [
+            {"apiVersion": RBAC_VERSION, "kind": CLUSTER_ROLE, **reference}
+        ]
     return {
         "apiVersion": API_VERSION,
         "kind": KIND,
-        "metadata": {
-            "name": f"{version}.{GROUP}",
-            "labels": {"app.kubernetes.io/name": "octavo", names.MANAGED_BY_LABEL: "octavo"},
-        },
+        "metadata": metadata,
         "spec": {
             "group": GROUP,
             "version": version,
@@ -108,12 +129,17 @@ class Registration:
         self.taken = ""
         """Who has the group, at the last look."""
 
+    async def _owner(self) -> Object | None:
+        if not (name := self._place.cluster_role):
+            return None
+        return await self._kube.get(RBAC_VERSION, CLUSTER_ROLE, None, name)
+
     async def look(self, authorities: bytes) -> None:
         """Registers, or withdraws. KubeError, KubeUnreachable; of a writer that was quicker the
         next look tells.
         """
         found = await self._kube.list(API_VERSION, KIND, None)
-        plan = decide_registration(found, self._place, authorities)
+        plan = decide_registration(found, self._place, authorities, await self._owner())
         if plan.taken != self.taken:
             told = f"not registered: {plan.taken}" if plan.taken else "the group is free again"
             log.warning("%s: %s", GROUP, told)

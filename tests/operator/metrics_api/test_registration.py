@@ -10,6 +10,7 @@ import pytest
 from octavo_operator.kube import KubeError
 from octavo_operator.metrics_api.registration import (
     Place,
+    Plan,
     Registration,
     decide_registration,
     render_api_service,
@@ -89,6 +90,22 @@ def test_the_api_servers_own_is_anothers() -> None:
     own = others("v1beta1")
     del own["spec"]["service"]
     assert "the API server's own" in decide_registration([own], PLACE, CA).taken
+
+
+def test_they_go_with_their_cluster_role() -> None:
+    owner = {"metadata": {"name": "octavo-metrics-api", "uid": "u1"}}
+    plan = decide_registration([ours("v1beta1")], PLACE, CA, owner)
+    for each in (*plan.created, *plan.replaced):
+        (reference,) = each["metadata"]["ownerReferences"]
+        assert (reference["kind"], reference["uid"]) == ("ClusterRole", "u1")
+    live = [{**each, "metadata": {**each["metadata"], "resourceVersion": "8"}}
+            for each in (*plan.created, *plan.replaced)]  # fmt: skip
+    assert decide_registration(live, PLACE, CA, owner) == Plan()
+    # Installed again: another one of that name.
+    owner["metadata"]["uid"] = "u2"
+    again = decide_registration(live, PLACE, CA, owner).replaced
+    assert [each["metadata"]["ownerReferences"][0]["uid"] for each in again] == ["u2", "u2"]
+    assert {each["metadata"]["resourceVersion"] for each in again} == {"8"}
 
 
 class ApiServices:
