@@ -24,7 +24,8 @@ from octavo_server.cli import COMMANDS, group
 OTHERS = {
     "kubectl": {
         "--all-namespaces", "--docker-password", "--docker-server", "--docker-username", "--for",
-        "--from-file", "--from-literal", "--namespace", "--overwrite", "--previous", "--replicas",
+        "--from-file", "--from-literal", "--namespace", "--overwrite", "--previous", "--raw",
+        "--replicas",
         "--selector", "--server-side", "--timeout", "--validate",
     },
     "helm": {
@@ -32,6 +33,7 @@ OTHERS = {
         "--reuse-values", "--set", "--values",
     },
     "hf": {"--local-dir"},
+    "kube-controller-manager": {"--kube-api-qps"},
 }  # fmt: skip
 FROM_VLLM = ROOT / "docs" / "from-vllm-serve.md"
 MANIFEST = {
