@@ -73,15 +73,17 @@ def helm(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def template(
-    *arguments: str, metrics: bool = False, release: str = "octavo"
+    *arguments: str, part: str = "octavo-operator", release: str = "octavo"
 ) -> dict[str, list[dict[str, Any]]]:
-    """What Helm renders by kind; `metrics`: the metrics API, too, which is apart from all else."""
-    fewer = [] if metrics else ["--set=metricsApi.enabled=false"]
-    done = helm("template", release, str(CHART), "--namespace=octavo-system", *fewer, *arguments)
+    """By kind; of the metrics API, or of all else."""
+    done = helm("template", release, str(CHART), "--namespace=octavo-system", *arguments)
     assert done.returncode == 0, done.stderr
     kinds: dict[str, list[dict[str, Any]]] = {}
     for each in yaml.safe_load_all(done.stdout):
-        if each is not None:
+        if each is None:
+            continue
+        own = each["metadata"].get("labels", {}).get("app.kubernetes.io/name")
+        if (own == "octavo-metrics-api") == (part == "octavo-metrics-api"):
             kinds.setdefault(each["kind"], []).append(each)
     return kinds
 

@@ -25,8 +25,8 @@ APIREGISTRATION = "apiregistration.k8s.io/v1"
 
 
 class MetricsApi:
-    """Two replicas from the constructor until `stop()`, which also takes the APIServices away: no
-    namespace can be deleted while nobody answers for them.
+    """Two replicas from the constructor until `stop()`, which also takes the APIServices away:
+    while nobody answers for them, no namespace can be deleted.
     """
 
     def __init__(self, cluster: Cluster) -> None:
@@ -69,7 +69,8 @@ class MetricsApi:
     def _start(self, port: int) -> Daemon:
         command = [
             sys.executable, "-m", "octavo_server.cli", "metrics-api",
-            f"--own-namespace={NAMESPACE}", f"--port={port}", "--liveness-port=0",
+            f"--own-namespace={NAMESPACE}", f"--cluster-role={NAME}",
+            f"--port={port}", "--liveness-port=0",
         ]  # fmt: skip
         variables = environment(self.kubeconfig)
         return Daemon(f"metrics-api-{port}", command, self._cluster.folder, variables)
@@ -102,12 +103,9 @@ class MetricsApi:
         """That the replicas show."""
         return {ssl.get_server_certificate(("127.0.0.1", port), timeout=10) for port in self.ports}
 
-    def kill(self) -> None:
+    def stop(self) -> None:
         for each in self._daemons:
             each.stop()
-
-    def stop(self) -> None:
-        self.kill()
         for version in ("v1beta1", "v1beta2"):
             self._cluster.client.delete(
                 path_of(APIREGISTRATION, "APIService", name=f"{version}.{GROUP}")

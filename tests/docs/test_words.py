@@ -24,14 +24,16 @@ from octavo_server.cli import COMMANDS, group
 OTHERS = {
     "kubectl": {
         "--all-namespaces", "--docker-password", "--docker-server", "--docker-username", "--for",
-        "--from-file", "--from-literal", "--namespace", "--overwrite", "--previous", "--replicas",
-        "--raw", "--selector", "--server-side", "--timeout", "--validate",
+        "--from-file", "--from-literal", "--namespace", "--overwrite", "--previous", "--raw",
+        "--replicas",
+        "--selector", "--server-side", "--timeout", "--validate",
     },
     "helm": {
         "--create-namespace", "--force-conflicts", "--install", "--reset-then-reuse-values",
         "--reuse-values", "--set", "--values",
     },
     "hf": {"--local-dir"},
+    "kube-controller-manager": {"--kube-api-qps"},
 }  # fmt: skip
 FROM_VLLM = ROOT / "docs" / "from-vllm-serve.md"
 MANIFEST = {

@@ -29,9 +29,13 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version }}
 {{- include "octavo.image" (list . (printf "%s:%s" .Values.image.repository (.Values.image.tag | default .Chart.AppVersion))) -}}
 {{- end -}}
 
-{{/* The metrics API's name: as the operator's, but for the end. */}}
-{{- define "octavo.metricsApi" -}}
-{{- printf "%s-metrics-api" (include "octavo.name" . | trimSuffix "-operator" | trunc 51 | trimSuffix "-") -}}
+{{/* RELEASE-metrics-api, as octavo.name. */}}
+{{- define "octavo.metricsApiName" -}}
+{{- if contains "octavo" .Release.Name -}}
+{{- printf "%s-metrics-api" .Release.Name | trunc 63 -}}
+{{- else -}}
+{{- printf "%s-octavo-metrics-api" .Release.Name | trunc 63 -}}
+{{- end -}}
 {{- end -}}
 
 {{- define "octavo.metricsApiSelector" -}}
@@ -44,4 +48,9 @@ app.kubernetes.io/instance: {{ .Release.Name }}
 app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
 app.kubernetes.io/managed-by: {{ .Release.Service }}
 helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version }}
+{{- end -}}
+
+{{/* An APIService is the whole cluster's: an install of some namespaces has it only where that is said. */}}
+{{- define "octavo.hasMetricsApi" -}}
+{{- if and .Values.metricsApi.enabled (or (empty .Values.watchNamespaces) .Values.metricsApi.clusterWide) }}true{{ end -}}
 {{- end -}}

@@ -14,7 +14,6 @@ from typing import Any
 import click
 from aiohttp import web
 
-from octavo_operator import names
 from octavo_operator.kube import Kube, KubeError, KubeUnreachable, NoCluster, load_configuration
 from octavo_operator.lease import until
 from octavo_operator.listening import listening
@@ -34,7 +33,7 @@ from octavo_operator.metrics_api.server import Server
 from octavo_operator.metrics_api.tls import Tls
 from octavo_operator.metrics_api.watches import Watches
 from octavo_operator.pod_http import PodHttp
-from octavo_operator.startup import check_port, check_served, checked_gpu_resource
+from octavo_operator.startup import check_port, check_served
 
 LOOK_SECONDS = 10.0
 """Between two looks at the Secret, the front proxy's CA and the APIServices."""
@@ -54,7 +53,6 @@ class Options:
     secret: str
     port: int
     liveness_port: int
-    gpu_resource: str = names.GPU_RESOURCE
 
 
 class MetricsApi:
@@ -62,7 +60,7 @@ class MetricsApi:
 
     def __init__(self, kube: Kube, http: PodHttp, options: Options) -> None:
         self._kube, self._options = kube, options
-        self.fleet, self.tls = Fleet(options.gpu_resource), Tls()
+        self.fleet, self.tls = Fleet(), Tls()
         self.watches = Watches(kube, self.fleet, options.namespaces)
         self.scraper = Scraper(self.fleet, http)
         self.server = Server(self.fleet, Access(kube), lambda: self.watches.listed)
@@ -178,6 +176,11 @@ async def _serve(api: MetricsApi) -> None:
     help="The Service that leads to it, on port 443.",
 )
 @click.option(
+    "--cluster-role",
+    default="",
+    help="Its ClusterRole: when that is deleted, its APIServices are, too.",
+)
+@click.option(
     "--secret",
     default="octavo-metrics-api",
     show_default=True,
@@ -198,13 +201,6 @@ async def _serve(api: MetricsApi) -> None:
     help="Where /healthz and /readyz answer; 0 for none.",
 )
 @click.option(
-    "--gpu-resource",
-    default=names.GPU_RESOURCE,
-    show_default=True,
-    callback=checked_gpu_resource,
-    help="What nodes call a GPU, as the operator is told.",
-)
-@click.option(
     "--log-format",
     type=click.Choice(["text", "json"]),
     default="text",
@@ -213,8 +209,14 @@ async def _serve(api: MetricsApi) -> None:
 )
 @click.option("--verbose", is_flag=True, help="Log what libraries do, too.")
 def command(
-    log_format: str, verbose: bool, own_namespace: str, service: str, **options: Any
+    log_format: str,
+    verbose: bool,
+    own_namespace: str,
+    service: str,
+    cluster_role: str,
+    **options: Any,
 ) -> None:
     """Serve queue depth to HorizontalPodAutoscalers, as custom.metrics.k8s.io."""
     configure_logs(as_json=log_format == "json", verbose=verbose)
-    asyncio.run(run(Options(place=Place(own_namespace, service), **options)))
+    place = Place(own_namespace, service, cluster_role=cluster_role)
+    asyncio.run(run(Options(place=place, **options)))

@@ -34,6 +34,7 @@ class Pod:
     """
 
     key: Key
+    uid: str
     service: Key
     labels: Mapping[str, str]
     ip: str
@@ -49,24 +50,25 @@ class Pod:
 
 
 class Fleet:
-    def __init__(self, gpu_resource: str = names.GPU_RESOURCE) -> None:
-        self._gpu_resource = gpu_resource
+    def __init__(self) -> None:
         self.services: dict[Key, Service] = {}
         self._pods: dict[Key, Pod] = {}
         self._of: dict[Key, dict[Key, Pod]] = {}
 
     def saw_service(self, live: Mapping[str, Any]) -> None:
-        service = read_service(live, self._gpu_resource)
+        service = read_service(live)
         self.services[service.key] = service
 
     def lost_service(self, key: Key) -> None:
         self.services.pop(key, None)
 
     def saw_pod(self, live: dict[str, Any], now: float) -> None:
-        """A pod as it is now. Whoever was started again has said nothing yet."""
+        """A pod as it is now. One that was started again still owes figures: whoever counted it for
+        nothing would take pods away from a service that crashes under its load.
+        """
         pod = read_pod(live)
         before = self._pods.get(pod.key)
-        if before is not None and pod.run and before.run == pod.run:
+        if before is not None and before.uid == pod.uid:
             pod.track = before.track
         pod.track.saw(ready=pod.ready and pod.counts, now=now)
         if before is not None and before.service != pod.service:
@@ -102,18 +104,18 @@ class Fleet:
         return self._pods.get(key)
 
     def tracks(self, service: Key) -> list[PodTrack]:
-        """Of its replicas whose servers run: one that does not run has no request."""
+        """Of its replicas, whether their servers run or not."""
         return [
             PodTrack(pod.key[1], pod.track)
             for pod in self._of.get(service, {}).values()
-            if pod.counts and pod.run
+            if pod.counts
         ]
 
 
-def read_service(live: Mapping[str, Any], gpu_resource: str = names.GPU_RESOURCE) -> Service:
+def read_service(live: Mapping[str, Any]) -> Service:
     metadata = live["metadata"]
     try:
-        parsed = parse(live, gpu_resource=gpu_resource)
+        parsed = parse(live)
     except InvalidSpec:
         scaling = Scaling()  # the operator tells its owner
     else:
@@ -137,6 +139,7 @@ def read_pod(live: dict[str, Any]) -> Pod:
     conditions = status.get("conditions") or ()
     return Pod(
         key=(metadata["namespace"], metadata["name"]),
+        uid=metadata["uid"],
         service=(metadata["namespace"], service),
         labels=labels,
         ip=str(status.get("podIP") or ""),

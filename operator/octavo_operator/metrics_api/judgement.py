@@ -56,7 +56,7 @@ class Scaling:
 
 @dataclass(frozen=True, slots=True)
 class PodTrack:
-    """A pod that is not being deleted, whose server's container runs."""
+    """A pod that is not being deleted."""
 
     name: str
     track: Track

@@ -1,10 +1,8 @@
 """The APIServices that send custom.metrics.k8s.io here: made, kept current, withdrawn.
 
 A group has one provider in a cluster, and autoscalers ask the preferred version: one of ours beside
-another's would take all of its readers away.
-
-They belong to the ClusterRole by which they are made: when the installation goes, Kubernetes takes
-them along. Left behind, with nobody to answer, they would keep every namespace from going.
+another's would take all of its readers away. Their owner is our ClusterRole: an APIService that led
+nowhere once all else is uninstalled would keep every namespace from being deleted.
 """
 
 from __future__ import annotations
@@ -20,7 +18,7 @@ from octavo_operator.kube import Kube, KubeError
 from octavo_operator.metrics_api.questions import GROUP, VERSIONS
 
 API_VERSION, KIND = "apiregistration.k8s.io/v1", "APIService"
-RBAC = "rbac.authorization.k8s.io/v1"
+RBAC_VERSION, CLUSTER_ROLE = "rbac.authorization.k8s.io/v1", "ClusterRole"
 
 PRIORITIES = dict(zip(VERSIONS, (200, 100), strict=True))
 
@@ -36,6 +34,7 @@ class Place:
     namespace: str
     name: str
     port: int = 443
+    cluster_role: str = ""
 
     @property
     def host_names(self) -> tuple[str, ...]:
@@ -54,12 +53,9 @@ class Plan:
 
 
 def decide_registration(
-    found: Sequence[Object],
-    place: Place,
-    authorities: bytes,
-    owner: Mapping[str, Any] | None = None,
+    found: Sequence[Object], place: Place, authorities: bytes, owner: Object | None = None
 ) -> Plan:
-    """`found` are all APIServices of the cluster, `owner` is the ClusterRole."""
+    """`found` are all APIServices of the cluster, `owner` the ClusterRole if there is one."""
     ofs = [each for each in found if (each.get("spec") or {}).get("group") == GROUP]
     ours = {each["spec"].get("version"): each for each in ofs if _is_ours(each, place)}
     others = [each for each in ofs if not _is_ours(each, place)]
@@ -72,35 +68,37 @@ def decide_registration(
         live = ours.get(version)
         if live is None:
             created.append(wanted)
-            continue
-        owners = wanted["metadata"].get("ownerReferences")
-        if (
-            any(live["spec"].get(key) != value for key, value in wanted["spec"].items())
-            or live["spec"].get("insecureSkipTLSVerify")
-            or (owners is not None and live["metadata"].get("ownerReferences") != owners)
-        ):
-            metadata = {**live["metadata"], **({"ownerReferences": owners} if owners else {})}
+        elif _differs(live, wanted):
+            owners = wanted["metadata"].get("ownerReferences", [])
+            metadata = {**live["metadata"], "ownerReferences": owners}
             replaced.append({**wanted, "metadata": metadata})
     return Plan(tuple(created), tuple(replaced))
 
 
+def _differs(live: Object, wanted: Object) -> bool:
+    if live["metadata"].get("ownerReferences", []) != wanted["metadata"].get("ownerReferences", []):
+        return True
+    spec = live["spec"]
+    changed = any(spec.get(key) != value for key, value in wanted["spec"].items())
+    return changed or bool(spec.get("insecureSkipTLSVerify"))
+
+
 def render_api_service(
-    version: str, place: Place, authorities: bytes, owner: Mapping[str, Any] | None = None
+    version: str, place: Place, authorities: bytes, owner: Object | None = None
 ) -> Object:
-    """`owner`: the object that it goes with; None: it stays until somebody deletes it."""
-    owners = {}
+    metadata: Object = {
+        "name": f"{version}.{GROUP}",
+        "labels": {"app.kubernetes.io/name": "octavo", names.MANAGED_BY_LABEL: "octavo"},
+    }
     if owner is not None:
-        reference = {"apiVersion": RBAC, "kind": "ClusterRole"}
-        reference |= {key: owner["metadata"][key] for key in ("name", "uid")}
-        owners = {"ownerReferences": [reference]}
+        reference = {"name": owner["metadata"]["name"], "uid": owner["metadata"]["uid"]}
+        metadata["ownerReferences"] = [
+            {"apiVersion": RBAC_VERSION, "kind": CLUSTER_ROLE, **reference}
+        ]
     return {
         "apiVersion": API_VERSION,
         "kind": KIND,
-        "metadata": {
-            "name": f"{version}.{GROUP}",
-            "labels": {"app.kubernetes.io/name": "octavo", names.MANAGED_BY_LABEL: "octavo"},
-            **owners,
-        },
+        "metadata": metadata,
         "spec": {
             "group": GROUP,
             "version": version,
@@ -131,13 +129,17 @@ class Registration:
         self.taken = ""
         """Who has the group, at the last look."""
 
+    async def _owner(self) -> Object | None:
+        if not (name := self._place.cluster_role):
+            return None
+        return await self._kube.get(RBAC_VERSION, CLUSTER_ROLE, None, name)
+
     async def look(self, authorities: bytes) -> None:
         """Registers, or withdraws. KubeError, KubeUnreachable; of a writer that was quicker the
         next look tells.
         """
         found = await self._kube.list(API_VERSION, KIND, None)
-        owner = await self._kube.get(RBAC, "ClusterRole", None, self._place.name)
-        plan = decide_registration(found, self._place, authorities, owner)
+        plan = decide_registration(found, self._place, authorities, await self._owner())
         if plan.taken != self.taken:
             told = f"not registered: {plan.taken}" if plan.taken else "the group is free again"
             log.warning("%s: %s", GROUP, told)

@@ -27,7 +27,7 @@ class Sample:
 
 @dataclass(slots=True)
 class Track:
-    """Of one run of a pod's server: a container that was started again begins anew.
+    """Of one pod, over all runs of its server.
 
     `since`: when it was first seen to be ready, which it then owes figures from; None: never yet.
     """
@@ -64,6 +64,8 @@ class Track:
         if load.waiting == 0:
             self._taken.clear()
             return 0.0
+        if self._taken and load.admitted < self._taken[-1][1]:
+            self._taken.clear()  # its server was started again
         self._taken.append((at, load.admitted))
         while len(self._taken) > 2 and at - self._taken[1][0] >= RATE_SECONDS:
             self._taken.popleft()

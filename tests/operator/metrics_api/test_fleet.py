@@ -9,9 +9,15 @@ from tests.operator.metrics_api.loads import load
 from tests.operator.services import manifest
 
 from octavo_operator import names
-from octavo_operator.metrics_api.figures import QUEUE_DEPTH
+from octavo_operator.metrics_api.figures import DEMAND, FIGURES, QUEUE_DEPTH
 from octavo_operator.metrics_api.fleet import Fleet, read_pod, read_service
-from octavo_operator.metrics_api.judgement import Scaling, Target
+from octavo_operator.metrics_api.judgement import (
+    Known,
+    Scaling,
+    Target,
+    Unknown,
+    judge_service,
+)
 
 TINY = ("ns", "tiny")
 
@@ -73,7 +79,7 @@ def test_which_pods_are_asked(changes: dict[str, Any], counts: bool, asked: bool
     assert (found.counts, found.asked) == (counts, asked)
 
 
-def test_figures_stay_with_a_run_of_the_server() -> None:
+def test_figures_stay_with_a_pod_whose_server_starts_again() -> None:
     fleet = Fleet()
     fleet.saw_pod(pod(), 1.0)
     (before,) = fleet.pods()
@@ -81,12 +87,16 @@ def test_figures_stay_with_a_run_of_the_server() -> None:
     fleet.saw_pod(pod(ready=False), 3.0)
     (after,) = fleet.pods()
     assert after.track is before.track and after.track.since == 1.0
-    # It crashed: what waited there is gone.
+    # It crashed, as all of them may: that is no sign of nothing to do.
     fleet.saw_pod(pod(ready=False, status_containerStatuses=container(0, "terminated")), 4.0)
-    assert fleet.tracks(TINY) == []
-    fleet.saw_pod(pod(ready=False, status_containerStatuses=container(1, "running")), 5.0)
-    (again,) = fleet.tracks(TINY)
-    assert again.track.last is None and again.track.since is None
+    crashed = FIGURES[DEMAND], fleet.tracks(TINY), Scaling()
+    assert judge_service(*crashed, 6.0) == Known(3.0, 4.0)
+    assert judge_service(*crashed, 40.0) == Unknown("no sample for 38 s (1 of 1 pods failed)")
+    fleet.saw_pod(pod(ready=False, status_containerStatuses=container(1, "running")), 41.0)
+    assert isinstance(judge_service(*crashed, 41.0), Unknown)
+    # It says so itself while it loads.
+    next(fleet.pods()).track.heard(load(), 42.0)
+    assert judge_service(*crashed, 42.0) == Known(0.0, 0.0)
 
 
 def test_a_pod_of_the_same_name_is_another() -> None:

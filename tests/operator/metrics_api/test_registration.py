@@ -10,6 +10,7 @@ import pytest
 from octavo_operator.kube import KubeError
 from octavo_operator.metrics_api.registration import (
     Place,
+    Plan,
     Registration,
     decide_registration,
     render_api_service,
@@ -91,6 +92,22 @@ def test_the_api_servers_own_is_anothers() -> None:
     assert "the API server's own" in decide_registration([own], PLACE, CA).taken
 
 
+def test_they_go_with_their_cluster_role() -> None:
+    owner = {"metadata": {"name": "octavo-metrics-api", "uid": "u1"}}
+    plan = decide_registration([ours("v1beta1")], PLACE, CA, owner)
+    for each in (*plan.created, *plan.replaced):
+        (reference,) = each["metadata"]["ownerReferences"]
+        assert (reference["kind"], reference["uid"]) == ("ClusterRole", "u1")
+    live = [{**each, "metadata": {**each["metadata"], "resourceVersion": "8"}}
+            for each in (*plan.created, *plan.replaced)]  # fmt: skip
+    assert decide_registration(live, PLACE, CA, owner) == Plan()
+    # Installed again: another one of that name.
+    owner["metadata"]["uid"] = "u2"
+    again = decide_registration(live, PLACE, CA, owner).replaced
+    assert [each["metadata"]["ownerReferences"][0]["uid"] for each in again] == ["u2", "u2"]
+    assert {each["metadata"]["resourceVersion"] for each in again} == {"8"}
+
+
 class ApiServices:
     def __init__(self, *found: dict[str, Any]) -> None:
         self.found = list(found)
@@ -99,9 +116,6 @@ class ApiServices:
 
     async def list(self, *_: Any) -> list[dict[str, Any]]:
         return self.found
-
-    async def get(self, _version: str, kind: str, _namespace: None, _name: str) -> None:
-        assert kind == "ClusterRole"
 
     async def _do(self, what: str, manifest: dict[str, Any]) -> None:
         assert manifest["apiVersion"] == "apiregistration.k8s.io/v1"
@@ -140,21 +154,3 @@ async def test_the_other_replica_was_quicker(code: int) -> None:
     kube.code = 403
     with pytest.raises(KubeError):
         await Registration(kube, PLACE).look(CA)
-
-
-ROLE = {"metadata": {"name": "octavo-metrics-api", "uid": "of-the-role"}}
-
-
-def test_they_go_with_the_role_by_which_they_are_made() -> None:
-    plan = decide_registration([], PLACE, CA, ROLE)
-    for each in plan.created:
-        (owner,) = each["metadata"]["ownerReferences"]
-        assert (owner["kind"], owner["uid"]) == ("ClusterRole", "of-the-role")
-    without = [ours("v1beta1"), ours("v1beta2")]
-    plan = decide_registration(without, PLACE, CA, ROLE)
-    assert [each["metadata"]["ownerReferences"][0]["uid"] for each in plan.replaced] == [
-        "of-the-role",
-        "of-the-role",
-    ]
-    assert not decide_registration(list(plan.replaced), PLACE, CA, ROLE).replaced
-    assert not decide_registration(list(plan.replaced), PLACE, CA).replaced

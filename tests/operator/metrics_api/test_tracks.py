@@ -83,6 +83,15 @@ def test_a_queue_that_ended_tells_nothing_of_the_next() -> None:
     assert wait(track) == 0.5
 
 
+def test_a_server_that_was_started_again_begins_anew() -> None:
+    track = Track()
+    track.heard(load(waiting=5, admitted=900), 0.0)
+    track.heard(load(waiting=5, admitted=910), 1.0)
+    track.heard(load(waiting=5, admitted=0), 2.0)
+    track.heard(load(waiting=5, admitted=10), 3.0)
+    assert wait(track) == 0.5
+
+
 def test_a_server_of_before_cannot_tell() -> None:
     track = Track()
     track.heard(load(waiting=5, admitted=None), 0.0)
