@@ -381,4 +381,4 @@ def test_what_it_must_never_have(word: str) -> None:
 
 def test_what_it_may_delete() -> None:
     deleting = [rule["resources"] for rule in all_rules() if "delete" in rule["verbs"]]
-    assert deleting == [["networkpolicies"]]
+    assert deleting == [["networkpolicies"], ["horizontalpodautoscalers"]]
