@@ -43,6 +43,7 @@ def main() -> int:
     outputs.send(Ready(1024, 400, 16, 10_000, 512, "float32", "cpu"))
     decoder = msgspec.msgpack.Decoder(ToEngine)
     running: dict[str, tuple[Add, int]] = {}
+    added = 0
     while True:
         if not running and not requests.poll(_PARENT_CHECK_MILLISECONDS):
             if os.getppid() != settings.parent_pid:
@@ -57,12 +58,14 @@ def main() -> int:
                 return 0
             if isinstance(message, Add):
                 running[message.request_id] = message, 0
+                added += 1
             else:
                 for request_id in message.request_ids:
                     running.pop(request_id, None)
         time.sleep(step_seconds)
         if answers := _step(running):
-            stats = EngineStats(len(running), 0, 0.5, step_tokens=len(answers))
+            stats = EngineStats(len(running), 0, 0.5, step_tokens=len(answers), added=added)
+            added = 0
             outputs.send(Outputs(answers, stats, time.monotonic()))
 
 

@@ -27,11 +27,17 @@ from octavo_operator import names
 Object = dict[str, Any]
 
 _PLURALS = {
+    ("v1", "ConfigMap"): "configmaps",
     ("v1", "Event"): "events",
     ("v1", "Node"): "nodes",
     ("v1", "PersistentVolumeClaim"): "persistentvolumeclaims",
     ("v1", "Pod"): "pods",
+    ("v1", "Secret"): "secrets",
     ("v1", "Service"): "services",
+    ("apiregistration.k8s.io/v1", "APIService"): "apiservices",
+    ("rbac.authorization.k8s.io/v1", "ClusterRole"): "clusterroles",
+    ("authorization.k8s.io/v1", "SubjectAccessReview"): "subjectaccessreviews",
+    ("autoscaling/v2", "HorizontalPodAutoscaler"): "horizontalpodautoscalers",
     ("networking.k8s.io/v1", "NetworkPolicy"): "networkpolicies",
     ("policy/v1", "PodDisruptionBudget"): "poddisruptionbudgets",
     ("apps/v1", "Deployment"): "deployments",
@@ -148,8 +154,10 @@ class Kube:
         if self._session is not None:
             await self._session.close()
 
-    async def get(self, api_version: str, kind: str, namespace: str, name: str) -> Object | None:
-        """The object, or None if there is none."""
+    async def get(
+        self, api_version: str, kind: str, namespace: str | None, name: str
+    ) -> Object | None:
+        """The object, or None if there is none; `namespace` None: of a kind that has none."""
         try:
             return await self._request("GET", path_of(api_version, kind, namespace, name))
         except KubeError as error:
@@ -167,15 +175,15 @@ class Kube:
             raise
         return any(each.get("kind") == kind for each in found.get("resources") or ())
 
-    async def list(
+    async def snapshot(
         self,
         api_version: str,
         kind: str,
         namespace: str | None,
         label_selector: str = "",
         field_selector: str = "",
-    ) -> list[Object]:
-        """All objects, in pages of 500."""
+    ) -> tuple[list[Object], str]:
+        """All objects, and the version from which a watch tells what became of them."""
         query = {
             "limit": "500",
             "labelSelector": label_selector,
@@ -187,7 +195,20 @@ class Kube:
             items += page.get("items") or []
             query["continue"] = page["metadata"].get("continue") or ""
             if not query["continue"]:
-                return items
+                return items, page["metadata"].get("resourceVersion") or ""
+
+    async def list(
+        self,
+        api_version: str,
+        kind: str,
+        namespace: str | None,
+        label_selector: str = "",
+        field_selector: str = "",
+    ) -> list[Object]:
+        """All objects, in pages of 500."""
+        return (await self.snapshot(api_version, kind, namespace, label_selector, field_selector))[
+            0
+        ]
 
     async def watch(
         self,
@@ -294,7 +315,8 @@ class Kube:
 
     async def create(self, manifest: Object, *, dry_run: bool = False) -> Object:
         """`dry_run`: it is judged, and not made."""
-        path = path_of(manifest["apiVersion"], manifest["kind"], manifest["metadata"]["namespace"])
+        namespace = manifest["metadata"].get("namespace")
+        path = path_of(manifest["apiVersion"], manifest["kind"], namespace)
         query = {"fieldManager": names.FIELD_MANAGER, **({"dryRun": "All"} if dry_run else {})}
         return await self._request("POST", path, query, manifest, "application/json")
 
@@ -302,7 +324,7 @@ class Kube:
         """PUT; KubeError 409 if the resourceVersion in it is no longer the object's."""
         metadata = manifest["metadata"]
         path = path_of(
-            manifest["apiVersion"], manifest["kind"], metadata["namespace"], metadata["name"]
+            manifest["apiVersion"], manifest["kind"], metadata.get("namespace"), metadata["name"]
         )
         query = {"fieldManager": names.FIELD_MANAGER}
         return await self._request("PUT", path, query, manifest, "application/json")
@@ -312,7 +334,8 @@ class Kube:
         another of its name is there.
         """
         metadata = live["metadata"]
-        path = path_of(live["apiVersion"], live["kind"], metadata["namespace"], metadata["name"])
+        namespace, name = metadata.get("namespace"), metadata["name"]
+        path = path_of(live["apiVersion"], live["kind"], namespace, name)
         body = {
             "preconditions": {"uid": metadata["uid"]},
             "propagationPolicy": "Background",

@@ -14,14 +14,16 @@ MOST_BYTES = 1 << 16
 class PodHttp:
     """One session; use it as an asynchronous context manager."""
 
-    def __init__(self) -> None:
+    def __init__(self, connections: int = 64) -> None:
+        """`connections`: how many at a time."""
+        self._connections = connections
         self._session: aiohttp.ClientSession | None = None
 
     async def __aenter__(self) -> PodHttp:
         # No proxy of the environment: pods are asked themselves. A connection that is kept would
         # hold a pod's drain up.
         self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=64, force_close=True),
+            connector=aiohttp.TCPConnector(limit=self._connections, force_close=True),
             timeout=aiohttp.ClientTimeout(total=TIMEOUT_SECONDS),
         )
         return self

@@ -12,7 +12,7 @@ _LONGEST_VERSION = 64
 @dataclass(frozen=True, slots=True)
 class PodLoad:
     """Of one pod. `in_flight` are the requests that are not fully answered, `kv_cache_usage` is a
-    fraction.
+    fraction. `admitted` counts those that were ever taken up; None: its server does not tell.
     """
 
     in_flight: int
@@ -22,6 +22,7 @@ class PodLoad:
     kv_cache_tokens: int
     startup_seconds: int
     version: str
+    admitted: int | None = None
 
 
 def parse_load(answer: Mapping[str, Any] | None) -> PodLoad | None:
@@ -37,6 +38,7 @@ def parse_load(answer: Mapping[str, Any] | None) -> PodLoad | None:
             kv_cache_tokens=_count(answer["kv_cache_tokens"]),
             startup_seconds=_count(answer["startup_seconds"]),
             version=str(answer["version"])[:_LONGEST_VERSION],
+            admitted=None if answer.get("admitted") is None else _count(answer["admitted"]),
         )
     except (KeyError, TypeError, ValueError, OverflowError):
         return None

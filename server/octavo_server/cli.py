@@ -45,6 +45,11 @@ COMMANDS: dict[str, Entry] = {
         "server",
     ),
     "operator": Entry("octavo_operator.main:command", "Run the Kubernetes operator.", "operator"),
+    "metrics-api": Entry(
+        "octavo_operator.metrics_api.command:command",
+        "Serve queue depth to autoscalers, as custom.metrics.k8s.io.",
+        "operator",
+    ),
     "render": Entry(
         "octavo_operator.render_command:command",
         "Print the objects that a manifest becomes.",

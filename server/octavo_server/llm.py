@@ -27,6 +27,7 @@ from octavo_server.loading.source import resolve_source
 from octavo_server.loading.tokenizer import load_tokenizer
 from octavo_server.sampling_params import MAX_SEED, SamplingParams
 from octavo_server.text.assemble import Assembler
+from octavo_server.text.bad_words import bad_word_ids
 from octavo_server.text.prompt import encode, render_chat
 
 if TYPE_CHECKING:
@@ -115,6 +116,7 @@ class LLM:
             raise EngineDead("this LLM is closed: nothing can be generated any more")
         checked = checked_prompts(prompts)
         each = checked_params(sampling_params, len(checked), self.core.ready.vocab_size)
+        each = self._with_bad_words(each)
         generations = [
             self._prepare(prompt, params, f"prompt {index} of {len(checked)}")
             for index, (prompt, params) in enumerate(zip(checked, each, strict=True))
@@ -192,6 +194,17 @@ class LLM:
             if enough and time.monotonic() >= until:
                 break
         return tokens > 0
+
+    def _with_bad_words(self, each: list[SamplingParams]) -> list[SamplingParams]:
+        """The same, those that name bad words with their ids."""
+        if not any(params.bad_words for params in each):
+            return each
+        found: dict[int, SamplingParams] = {}
+        for params in each:
+            if id(params) not in found:  # often one for all prompts
+                ids = bad_word_ids(self.tokenizer, params.bad_words, self.core.ready.vocab_size)
+                found[id(params)] = msgspec.structs.replace(params, bad_words_token_ids=ids)
+        return [found[id(params)] for params in each]
 
     def _prepare(self, prompt: Prompt, params: SamplingParams, name: str) -> Generation:
         if isinstance(prompt, str):

@@ -179,7 +179,7 @@ def checked_conversations(given: object) -> list[Conversation]:
 def _conversation(given: object) -> Conversation:
     from pydantic import TypeAdapter, ValidationError
 
-    from octavo_server.api.protocol import ChatMessage, message_dicts
+    from octavo_server.api.conversation import ChatMessage, message_dicts
 
     try:
         return message_dicts(TypeAdapter(list[ChatMessage]).validate_python(given))

@@ -9,14 +9,16 @@ import msgspec
 from octavo_server.errors import InvalidRequest
 
 MAX_SEED = 2**63 - 1
+MAX_ALLOWED = 4096  # ids that the device keeps for a row, 8 bytes each
+MAX_BAD_WORDS = 1024
 
 
 class SamplingParams(msgspec.Struct, kw_only=True, omit_defaults=True):
     """Parameters of one request; crosses the process border as msgpack.
 
     `top_k` 0 or -1 and `top_p` 1 are off; `temperature` 0 is greedy. `max_tokens` None means
-    "until max_model_len". `eos_token_ids` is filled from the model's generation config by whoever
-    tokenises the request, never by a client.
+    "until max_model_len". `eos_token_ids` (from the model's generation config) and
+    `bad_words_token_ids` are filled by whoever tokenises the request, never by a client.
     """
 
     n: int = 1
@@ -38,6 +40,9 @@ class SamplingParams(msgspec.Struct, kw_only=True, omit_defaults=True):
     prompt_logprobs: int | None = None
     logit_bias: dict[int, float] | None = None
     skip_special_tokens: bool = True
+    allowed_token_ids: list[int] | None = None
+    bad_words: list[str] = []
+    bad_words_token_ids: list[list[int]] = []
     eos_token_ids: list[int] = []
 
     def validate(self, *, vocab_size: int, max_logprobs: int = 20) -> None:
@@ -73,6 +78,16 @@ class SamplingParams(msgspec.Struct, kw_only=True, omit_defaults=True):
                     f"{name} must be between 0 and {max_logprobs}, not {value}", name
                 )
         _check_ids("stop_token_ids", self.stop_token_ids, vocab_size)
+        if self.allowed_token_ids is not None:
+            if not 1 <= len(self.allowed_token_ids) <= MAX_ALLOWED:
+                raise InvalidRequest(
+                    f"allowed_token_ids takes 1 to {MAX_ALLOWED} ids", "allowed_token_ids"
+                )
+            _check_ids("allowed_token_ids", self.allowed_token_ids, vocab_size)
+        if len(self.bad_words) > MAX_BAD_WORDS or not all(map(str.strip, self.bad_words)):
+            raise InvalidRequest(
+                f"bad_words takes up to {MAX_BAD_WORDS} words, none of them empty", "bad_words"
+            )
         if self.logit_bias:
             if len(self.logit_bias) > 1024:
                 raise InvalidRequest("logit_bias takes at most 1024 entries", "logit_bias")

@@ -92,7 +92,14 @@ REQUESTS = [
     {"temperature": 1.2, "min_p": 0.05, "seed": 5},
     {"temperature": 0.0, "repetition_penalty": 1.3, "presence_penalty": 0.5},
     {"temperature": 0.7, "frequency_penalty": 0.8, "seed": 6, "logprobs": 3},
-    {"temperature": 0.0, "logit_bias": {5: 4.0, 9: -100.0}, "logprobs": 0},
+    {
+        "temperature": 0.9,
+        "seed": 9,
+        "logit_bias": {5: 4.0, 9: -100.0},
+        "logprobs": 0,
+        "allowed_token_ids": list(range(3, 30)),
+        "bad_words_token_ids": [[7], *([i, 5] for i in range(3, 20)), [5, 11, 12]],
+    },
     {"temperature": 1.0, "seed": 7, "min_tokens": 20, "stop_token_ids": list(range(2, 60))},
 ]
 

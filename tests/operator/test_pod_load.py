@@ -13,6 +13,7 @@ ANSWER = {
     "state": "ready",
     "running": 2,
     "waiting": 1,
+    "admitted": 12,
     "kv_cache_usage": 0.123,
     "kv_cache_tokens": 4096,
     "startup_seconds": 8.4,
@@ -34,7 +35,12 @@ def test_it_is_what_the_server_answers() -> None:
         startup_seconds=0.0,
     )
     load = parse_load(describe_load(service))
-    assert load is not None and load.in_flight == 7
+    assert load is not None and (load.in_flight, load.admitted) == (7, 0)
+
+
+def test_a_server_of_before_does_not_tell_whom_it_took_up() -> None:
+    load = parse_load({key: value for key, value in ANSWER.items() if key != "admitted"})
+    assert load is not None and load.admitted is None
 
 
 @pytest.mark.parametrize(

@@ -173,6 +173,34 @@ def test_logit_bias_forces_and_bans(llm: LLM) -> None:
     ]
 
 
+def test_only_allowed_ids_are_drawn(llm: LLM) -> None:
+    free = ask(llm, temperature=1.0)
+    few = ask(llm, allowed_token_ids=[40, 41, 42], temperature=1.0)
+    assert set(few.token_ids) == {40, 41, 42} and not {40, 41, 42} & set(free.token_ids[:3])
+    assert ask(llm, allowed_token_ids=list(range(VOCAB_SIZE))).token_ids == free.token_ids
+    # An end that may not come yet and nothing else to draw: the end, and the answer goes on.
+    only = ask(llm, allowed_token_ids=[2], ignore_eos=False, min_tokens=3, max_tokens=9)
+    assert only.token_ids == [2, 2, 2, 2] and only.finish_reason == "stop"
+
+
+def test_bad_words_are_not_written(llm: LLM, folder: Path) -> None:
+    plain = ask(llm, temperature=0.0, max_tokens=30)
+    words = [plain.text[i : i + 2] for i in range(4, 20, 4) if plain.text[i : i + 2].strip()]
+    ids = [llm.tokenizer.encode(word, add_special_tokens=False) for word in words]
+    assert any(len(word) > 1 for word in ids) and len(words) > 2
+    clean = ask(llm, temperature=0.0, max_tokens=30, bad_words=words)
+    assert clean.token_ids != plain.token_ids
+    for word in ids:
+        for at in range(30):
+            assert clean.token_ids[at : at + len(word)] != word
+    # Rows that are preempted know what they had written.
+    small = load(folder, num_gpu_blocks_override=1 + 8, max_model_len=64)
+    params = SamplingParams(temperature=0.0, max_tokens=30, bad_words=words, ignore_eos=True)
+    pressed = small.generate([PROMPT, PROMPT[::-1], PROMPT[1:]] * 2, params)
+    assert small.core.scheduler.pool.usage == 0.0
+    assert pressed[0].outputs[0].token_ids == clean.token_ids
+
+
 def test_eos_ends_and_min_tokens_hold_it_off(llm: LLM) -> None:
     """generation_config.json of the tiny models names two EOS ids, 2 and 0."""
     bias = {0: 100.0}

@@ -28,3 +28,29 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version }}
 {{- define "octavo.operatorImage" -}}
 {{- include "octavo.image" (list . (printf "%s:%s" .Values.image.repository (.Values.image.tag | default .Chart.AppVersion))) -}}
 {{- end -}}
+
+{{/* RELEASE-metrics-api, as octavo.name. */}}
+{{- define "octavo.metricsApiName" -}}
+{{- if contains "octavo" .Release.Name -}}
+{{- printf "%s-metrics-api" .Release.Name | trunc 63 -}}
+{{- else -}}
+{{- printf "%s-octavo-metrics-api" .Release.Name | trunc 63 -}}
+{{- end -}}
+{{- end -}}
+
+{{- define "octavo.metricsApiSelector" -}}
+app.kubernetes.io/name: octavo-metrics-api
+app.kubernetes.io/instance: {{ .Release.Name }}
+{{- end -}}
+
+{{- define "octavo.metricsApiLabels" -}}
+{{ include "octavo.metricsApiSelector" . }}
+app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
+app.kubernetes.io/managed-by: {{ .Release.Service }}
+helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version }}
+{{- end -}}
+
+{{/* An APIService is the whole cluster's: an install of some namespaces has it only where that is said. */}}
+{{- define "octavo.hasMetricsApi" -}}
+{{- if and .Values.metricsApi.enabled (or (empty .Values.watchNamespaces) .Values.metricsApi.clusterWide) }}true{{ end -}}
+{{- end -}}

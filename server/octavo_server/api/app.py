@@ -14,8 +14,9 @@ from pydantic import BaseModel, ValidationError
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from octavo_server.api.chat import create_chat_completion, encode_messages
+from octavo_server.api.chat import create_chat_completion
 from octavo_server.api.completions import create_completion
+from octavo_server.api.cors import with_cors
 from octavo_server.api.errors import error_response, json_response
 from octavo_server.api.gate import Gate
 from octavo_server.api.load import describe_load
@@ -25,9 +26,11 @@ from octavo_server.api.protocol import (
     DetokenizeRequest,
     TokenizeRequest,
 )
+from octavo_server.api.request_id import with_name
 from octavo_server.api.service import Service
+from octavo_server.api.tokenizing import detokenize, tokenize
 from octavo_server.cli import version
-from octavo_server.errors import InvalidRequest, OctavoError
+from octavo_server.errors import OctavoError
 
 logger = logging.getLogger(__name__)
 
@@ -44,7 +47,9 @@ def create_app(service: Service) -> ASGIApp:
         "/v1/chat/completions": create_chat_completion,
     }
     app = HotPath(create_routes(service), service, hot)
-    return Gate(app, lifecycle=service.lifecycle, api_keys=service.settings.api_keys)
+    gate = Gate(app, lifecycle=service.lifecycle, api_keys=service.settings.api_keys)
+    cors = service.settings.cors
+    return gate if cors is None else with_cors(gate, cors)
 
 
 def create_routes(service: Service) -> FastAPI:
@@ -98,14 +103,15 @@ class HotPath:
 
 
 async def _answer(request: Request, answer: Awaitable[Response]) -> Response:
-    """What a handler returns, or the response to what it raises."""
+    """What a handler returns, or the response to what it raises; with the request's name."""
     try:
-        return await answer
+        response = await answer
     except (OctavoError, ValidationError) as error:
-        return error_response(error)
+        response = error_response(error)
     except Exception as error:
         logger.exception("%s %s failed", request.method, request.url.path)
-        return error_response(error)
+        response = error_response(error)
+    return with_name(response, request.scope)
 
 
 def _add_inference(app: FastAPI, service: Service) -> None:
@@ -130,51 +136,12 @@ def _add_inference(app: FastAPI, service: Service) -> None:
 
 def _add_tokenizer(app: FastAPI, service: Service) -> None:
     @app.post("/tokenize", openapi_extra=_body_schema(TokenizeRequest))
-    async def tokenize(request: Request) -> Response:
-        body = await service.read(request, TokenizeRequest)
-        service.check_model_name(body.model)
-        if (body.prompt is None) == (body.messages is None):
-            raise InvalidRequest("give either prompt or messages", "prompt")
-        if body.messages is not None:
-            token_ids = await encode_messages(
-                service,
-                body.messages,
-                add_generation_prompt=body.add_generation_prompt,
-                continue_final_message=body.continue_final_message,
-                add_special_tokens=bool(body.add_special_tokens),
-            )
-        else:
-            token_ids = await service.encode(
-                body.prompt or "", "prompt", add_special_tokens=body.add_special_tokens is not False
-            )
-        pieces = service.model.pieces
-        return json_response(
-            {
-                "count": len(token_ids),
-                "max_model_len": service.model.max_model_len,
-                "tokens": token_ids,
-                "token_strs": [pieces.text(i) for i in token_ids]
-                if body.return_token_strs
-                else None,
-            }
-        )
+    async def tokenize_(request: Request) -> Response:
+        return await tokenize(service, request)
 
     @app.post("/detokenize", openapi_extra=_body_schema(DetokenizeRequest))
-    async def detokenize(request: Request) -> Response:
-        body = await service.read(request, DetokenizeRequest)
-        service.check_model_name(body.model)
-        model = service.model
-        wrong = next((i for i in body.tokens if not 0 <= i < model.vocab_size), None)
-        if wrong is not None:
-            raise InvalidRequest(
-                f"tokens holds {wrong}; this model's ids are 0 to {model.vocab_size - 1}", "tokens"
-            )
-        known = [i for i in body.tokens if i < model.pieces.vocab_size]
-        text = await model.pool.run(
-            lambda: str(model.tokenizer.decode(known, clean_up_tokenization_spaces=False)),
-            size=len(known),
-        )
-        return json_response({"prompt": text})
+    async def detokenize_(request: Request) -> Response:
+        return await detokenize(service, request)
 
 
 def _add_operations(app: FastAPI, service: Service) -> None:
@@ -211,7 +178,7 @@ async def _on_http_error(request: Request, error: Exception) -> Response:
         path = request.url.path[:_PATH_CHARACTERS]
         what = {404: f"there is no path {path} here", 405: f"{path} takes no {request.method}"}
         error = HTTPException(error.status_code, what[error.status_code], error.headers)
-    return error_response(error)
+    return with_name(error_response(error), request.scope)
 
 
 def _model_card(service: Service, name: str) -> dict[str, Any]:

@@ -10,11 +10,15 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from octavo_server.api.collect import Collected, collect, usage
+from octavo_server.api.conversation import ChatMessage, message_dicts
 from octavo_server.api.errors import json_response
+from octavo_server.api.gate import key_of
 from octavo_server.api.limits import check_multiplied
 from octavo_server.api.logprobs import chat_logprobs, prompt_logprobs
-from octavo_server.api.protocol import ChatCompletionRequest, ChatMessage, message_dicts
-from octavo_server.api.requests import Choice, new_id
+from octavo_server.api.prompts import tokens_to_keep
+from octavo_server.api.protocol import ChatCompletionRequest
+from octavo_server.api.request_id import name_request, new_id
+from octavo_server.api.requests import Choice, Terms
 from octavo_server.api.service import Model, Service, watch_disconnect
 from octavo_server.api.streaming import EventStream, event
 from octavo_server.errors import InvalidRequest
@@ -27,9 +31,12 @@ async def create_chat_completion(service: Service, request: Request) -> Response
     """Answer one request; whatever is wrong with it is raised."""
     arrival = time.monotonic()
     model = service.model
+    key = key_of(request)
+    service.admission.check(key, arrival)
     body = await service.read(request, ChatCompletionRequest, defaults=True)
     name = service.check_model_name(body.model)
     params = _params(service, body)
+    keep = tokens_to_keep(body.truncate_prompt_tokens, params.max_tokens, model.max_model_len)
     token_ids = await encode_messages(
         service,
         body.messages,
@@ -37,22 +44,28 @@ async def create_chat_completion(service: Service, request: Request) -> Response
         continue_final_message=body.continue_final_message,
         add_special_tokens=bool(body.add_special_tokens),
         template_arguments=body.chat_template_kwargs,
+        keep=keep,
     )
     service.check_prompt(token_ids, "messages")
-    request_id = new_id("chatcmpl")
+    if params.bad_words:
+        params = await service.with_bad_words(params)
+    request_id = f"chatcmpl-{name_request(request.scope, body.request_id)}"
     check_multiplied(len(token_ids), params.n, model.max_model_len)
     group = await service.requests.submit(
         model.tokenizer,
         [token_ids],
         [service.fit(params, len(token_ids), body.limit)],
-        request_id=request_id,
+        request_id=new_id("chatcmpl"),
         arrival=arrival,
         streaming=bool(body.stream),
+        terms=Terms(key, body.priority or 0, body.cache_salt),
     )
     service.log_ignored(body)
     watcher = watch_disconnect(request, lambda: service.requests.cancel(group))
     echo = body.messages[-1].content if body.echo else ""
-    writer = ChatWriter(body, model, request_id, name, echo=echo if isinstance(echo, str) else "")
+    writer = ChatWriter(
+        body, model, token_ids, request_id, name, echo=echo if isinstance(echo, str) else ""
+    )
     writer.choices = group.choices
     if body.stream:
         return EventStream(
@@ -73,8 +86,12 @@ async def encode_messages(
     continue_final_message: bool,
     add_special_tokens: bool,
     template_arguments: dict[str, Any] | None = None,
+    keep: int | None = None,
 ) -> list[int]:
-    """Messages through the chat template to token ids. Raises `InvalidRequest`."""
+    """Messages through the chat template to token ids, the last `keep` if given.
+
+    Raises `InvalidRequest`.
+    """
     if add_generation_prompt and continue_final_message:
         raise InvalidRequest(
             "continue_final_message needs add_generation_prompt=false", "continue_final_message"
@@ -82,7 +99,7 @@ async def encode_messages(
     model = service.model
     dicts = message_dicts(messages)
     size = sum(len(message["content"]) for message in dicts)
-    if size > model.max_characters:
+    if size > model.max_characters and keep is None:
         raise InvalidRequest(
             f"this model's maximum context length is {model.max_model_len} tokens; messages of"
             f" {size} characters are longer than that",
@@ -94,7 +111,7 @@ async def encode_messages(
         raise InvalidRequest(
             f"chat_template_kwargs may not hold {sorted(wrong)}", "chat_template_kwargs"
         )
-    text = await model.pool.run(
+    text = await service.in_pool(
         lambda: render_chat(
             model.tokenizer,
             dicts,
@@ -105,11 +122,11 @@ async def encode_messages(
         ),
         size=size,
     )
-    return await service.encode(text, "messages", add_special_tokens=add_special_tokens)
+    return await service.encode(text, "messages", add_special_tokens=add_special_tokens, keep=keep)
 
 
 def _params(service: Service, body: ChatCompletionRequest) -> SamplingParams:
-    body.refuse_unsupported()
+    body.refuse_unsupported(priorities=service.settings.priorities)
     if body.top_logprobs is not None and not body.logprobs:
         raise InvalidRequest("top_logprobs needs logprobs=true", "top_logprobs")
     limit = service.max_logprobs
@@ -145,6 +162,7 @@ class ChatWriter:
         self,
         body: ChatCompletionRequest,
         model: Model,
+        prompt: list[int],
         request_id: str,
         name: str,
         *,
@@ -152,6 +170,8 @@ class ChatWriter:
     ) -> None:
         self._body = body
         self._pieces = model.pieces
+        self._prompt = prompt
+        self._as_ids = bool(body.return_tokens_as_token_ids)
         self._echo = echo
         self._opened: set[int] = set()
         self._id = request_id
@@ -167,7 +187,7 @@ class ChatWriter:
         ]
         end = b',"usage":null}\n\n' if body.include_usage else b"}\n\n"
         self._after_plain = b'},"logprobs":null,"finish_reason":null}]' + end
-        self._plain = not body.logprobs and not body.continuous_usage
+        self._plain = not (body.logprobs or body.continuous_usage or body.return_token_ids)
 
     def chunk(self, choice: Choice, delta: Delta) -> bytes:
         opening = b""
@@ -179,7 +199,7 @@ class ChatWriter:
             return opening + self._before_text[choice.index] + text + self._after_plain
         logprobs = None
         if delta.logprobs is not None:
-            logprobs = chat_logprobs(self._pieces, delta.logprobs)
+            logprobs = chat_logprobs(self._pieces, delta.logprobs, as_ids=self._as_ids)
         return opening + self._event(choice, {"content": delta.text}, delta, logprobs)
 
     def ending(self) -> bytes:
@@ -197,15 +217,18 @@ class ChatWriter:
                     "content": self._echo + answer.text,
                     "refusal": None,
                 },
-                "logprobs": chat_logprobs(self._pieces, answer.logprobs)
+                "logprobs": chat_logprobs(self._pieces, answer.logprobs, as_ids=self._as_ids)
                 if self._body.logprobs
                 else None,
                 "finish_reason": answer.finish_reason,
                 "stop_reason": answer.stop_reason,
+                **({"token_ids": answer.token_ids} if self._body.return_token_ids else {}),
             }
             for answer in answers
         ]
         body = {**self._head("chat.completion"), "choices": choices, "usage": usage(self.choices)}
+        if self._body.return_token_ids:
+            body["prompt_token_ids"] = self._prompt
         if self._body.prompt_logprobs is not None:
             body["prompt_logprobs"] = prompt_logprobs(self._pieces, answers[0].prompt_logprobs)
         return body
@@ -229,6 +252,10 @@ class ChatWriter:
         if delta is not None and delta.finish_reason is not None:
             fields["stop_reason"] = delta.stop_reason
         body = {**self._stream_head, "choices": [fields]}
+        if self._body.return_token_ids and delta is None:
+            body["prompt_token_ids"] = self._prompt
+        elif self._body.return_token_ids and delta is not None:
+            fields["token_ids"] = delta.token_ids
         if self._body.continuous_usage:
             body["usage"] = usage([choice])
         elif self._body.include_usage:

@@ -13,10 +13,13 @@ from starlette.responses import Response
 
 from octavo_server.api.collect import Collected, collect, usage
 from octavo_server.api.errors import json_response
+from octavo_server.api.gate import key_of
 from octavo_server.api.limits import check_multiplied
 from octavo_server.api.logprobs import completion_logprobs, prompt_logprobs, prompt_offsets
-from octavo_server.api.protocol import CompletionRequest, parse_prompts
-from octavo_server.api.requests import Choice, new_id
+from octavo_server.api.prompts import parse_prompts, tokens_to_keep
+from octavo_server.api.protocol import CompletionRequest
+from octavo_server.api.request_id import name_request, new_id
+from octavo_server.api.requests import Choice, Terms
 from octavo_server.api.service import Model, Service, watch_disconnect
 from octavo_server.api.streaming import EventStream, event
 from octavo_server.errors import InvalidRequest
@@ -41,23 +44,29 @@ async def create_completion(service: Service, request: Request) -> Response:
     """Answer one request; whatever is wrong with it is raised."""
     arrival = time.monotonic()
     model = service.model
+    key = key_of(request)
+    service.admission.check(key, arrival)
     body = await service.read(request, CompletionRequest, defaults=True)
     name = service.check_model_name(body.model)
     params, drops_token = _params(service, body)
+    keep = tokens_to_keep(body.truncate_prompt_tokens, params.max_tokens, model.max_model_len)
     prompts = await _encode_all(
-        service, body, parse_prompts(body.prompt, params.n, model.max_model_len)
+        service, body, parse_prompts(body.prompt, params.n, model.max_model_len, keep), keep
     )
+    if params.bad_words:
+        params = await service.with_bad_words(params)
     tokens = sum(len(prompt.token_ids) for prompt in prompts)
     check_multiplied(tokens, params.n, model.max_model_len)
     limit = None if body.max_tokens is None else "max_tokens"
-    request_id = new_id("cmpl")
+    request_id = f"cmpl-{name_request(request.scope, body.request_id)}"
     group = await service.requests.submit(
         model.tokenizer,
         [prompt.token_ids for prompt in prompts],
         [service.fit(params, len(prompt.token_ids), limit) for prompt in prompts],
-        request_id=request_id,
+        request_id=new_id("cmpl"),
         arrival=arrival,
         streaming=bool(body.stream),
+        terms=Terms(key, body.priority or 0, body.cache_salt),
     )
     service.log_ignored(body)
     watcher = watch_disconnect(request, lambda: service.requests.cancel(group))
@@ -76,7 +85,7 @@ async def create_completion(service: Service, request: Request) -> Response:
 
 def _params(service: Service, body: CompletionRequest) -> tuple[SamplingParams, bool]:
     """Validated parameters, and whether the one token that the engine makes is dropped."""
-    body.refuse_unsupported()
+    body.refuse_unsupported(priorities=service.settings.priorities)
     max_tokens = DEFAULT_MAX_TOKENS if body.max_tokens is None else body.max_tokens
     drops_token = bool(body.echo) and max_tokens == 0
     wanted = body.prompt_logprobs
@@ -95,12 +104,12 @@ def _params(service: Service, body: CompletionRequest) -> tuple[SamplingParams, 
 
 
 async def _encode_all(
-    service: Service, body: CompletionRequest, prompts: list[str | list[int]]
+    service: Service, body: CompletionRequest, prompts: list[str | list[int]], keep: int | None
 ) -> list[Prompt]:
     result: list[Prompt] = []
     since_pause = 0
     for prompt in prompts:
-        result.append(await _encode(service, body, prompt))
+        result.append(await _encode(service, body, prompt, keep))
         # Short prompts are tokenised here, and many of them take long.
         since_pause += len(prompt) + _PROMPT_UNITS
         if since_pause > _PAUSE_UNITS and len(prompts) > 1:
@@ -109,23 +118,22 @@ async def _encode_all(
     return result
 
 
-async def _encode(service: Service, body: CompletionRequest, prompt: str | list[int]) -> Prompt:
+async def _encode(
+    service: Service, body: CompletionRequest, prompt: str | list[int], keep: int | None
+) -> Prompt:
     if isinstance(prompt, str):
         token_ids = await service.encode(
-            prompt, "prompt", add_special_tokens=body.add_special_tokens is not False
+            prompt, "prompt", add_special_tokens=body.add_special_tokens is not False, keep=keep
         )
-        encoded = Prompt(token_ids, prompt, spelled=True)
+        # Of a truncated text, what is left of it is echoed.
+        encoded = Prompt(token_ids, prompt, spelled=True) if keep is None else Prompt(token_ids)
     else:
         encoded = Prompt(prompt)
     service.check_prompt(encoded.token_ids, "prompt")
     if not body.echo:
         encoded.echo = ""
-    elif not isinstance(prompt, str):
-        known = [i for i in prompt if i < service.model.pieces.vocab_size]
-        text = service.model.tokenizer.decode(
-            known, skip_special_tokens=True, clean_up_tokenization_spaces=False
-        )
-        encoded.echo = str(text)
+    elif not encoded.spelled:
+        encoded.echo = await service.decode(encoded.token_ids, skip_special_tokens=True)
     return encoded
 
 
@@ -165,7 +173,8 @@ class CompletionWriter:
         end = b',"usage":null}\n\n' if body.include_usage else b"}\n\n"
         self._after_plain = b',"logprobs":null,"finish_reason":null,"stop_reason":null}]' + end
         # Only a plain delta of a choice that was opened takes the short way.
-        self._plain = body.logprobs is None and not body.continuous_usage and not drops_token
+        extras = body.continuous_usage or body.return_token_ids or drops_token
+        self._plain = body.logprobs is None and not extras
 
     def chunk(self, choice: Choice, delta: Delta) -> bytes:
         if self._plain and delta.finish_reason is None and choice.index in self._opened:
@@ -225,10 +234,20 @@ class CompletionWriter:
             "text": text,
             "logprobs": None
             if self._body.logprobs is None
-            else completion_logprobs(self._pieces, shown, token_ids, offsets),
+            else completion_logprobs(
+                self._pieces,
+                shown,
+                token_ids,
+                offsets,
+                as_ids=bool(self._body.return_tokens_as_token_ids),
+            ),
             "finish_reason": finish_reason,
             "stop_reason": stop_reason,
         }
         if self._body.prompt_logprobs is not None and with_prompt:
             choice["prompt_logprobs"] = prompt_logprobs(self._pieces, answer.prompt_logprobs)
+        if self._body.return_token_ids:
+            choice["token_ids"] = [] if self._drops_token else answer.token_ids
+            if with_prompt:
+                choice["prompt_token_ids"] = prompt.token_ids
         return choice

@@ -23,6 +23,18 @@ class Unavailable(OctavoError):
     """Starting or draining: 503 with Retry-After."""
 
 
+class Overloaded(OctavoError):
+    """No place for this request now: 429 where its own client has too many, else 503.
+
+    `seconds`: when to come again.
+    """
+
+    def __init__(self, message: str, *, status: int, seconds: int) -> None:
+        super().__init__(message)
+        self.status = status
+        self.seconds = seconds
+
+
 class Unauthorized(OctavoError):
     """No key, or not one of ours: 401."""
 
@@ -55,6 +67,10 @@ def error_body(error: BaseException) -> tuple[int, dict[str, Any]]:
             status = 413
         case Unavailable():
             status, kind, code = 503, "service_unavailable", "service_unavailable"
+        case Overloaded(status=429):
+            status, kind, code = 429, "rate_limit_error", "rate_limit_exceeded"
+        case Overloaded():
+            status, kind, code = error.status, "service_unavailable", "overloaded"
         case EngineDead():
             status, kind, code = 500, "server_error", "engine_dead"
         case ClientGone():
@@ -72,7 +88,11 @@ def error_response(error: BaseException) -> Response:
     """The whole response for an error that came before the first byte of an answer."""
     status, body = error_body(error)
     headers: dict[str, str] = {}
-    if status == 503:
+    if isinstance(error, Overloaded):
+        headers["Retry-After"] = str(error.seconds)
+    elif status == 401:
+        headers["WWW-Authenticate"] = "Bearer"
+    elif status == 503:
         headers["Retry-After"] = str(RETRY_AFTER_SECONDS)
     if isinstance(error, HTTPException) and error.headers:
         headers.update(error.headers)

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import hmac
-
+from starlette.requests import Request
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from octavo_server.api.errors import Unauthorized, error_response
+from octavo_server.api.keys import KeyRing
 from octavo_server.api.lifecycle import Lifecycle
+from octavo_server.api.request_id import with_name
 from octavo_server.errors import OctavoError
 
 _GUARDED = ("/v1/", "/tokenize", "/detokenize")
+_KEY = "octavo_key"  # in the scope of a request: which key it came with
 
 
 class Gate:
@@ -19,7 +21,7 @@ class Gate:
     def __init__(self, app: ASGIApp, lifecycle: Lifecycle, api_keys: tuple[str, ...]) -> None:
         self._app = app
         self._lifecycle = lifecycle
-        self._keys = [f"Bearer {key}".encode() for key in api_keys]
+        self._keys = KeyRing(api_keys)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http" or not scope["path"].startswith(_GUARDED):
@@ -30,7 +32,7 @@ class Gate:
             if scope["method"] == "POST":
                 self._lifecycle.admit()
         except OctavoError as error:
-            await error_response(error)(scope, receive, send)
+            await with_name(error_response(error), scope)(scope, receive, send)
             return
         self._lifecycle.enter()
         try:
@@ -41,7 +43,13 @@ class Gate:
     def _check_key(self, scope: Scope) -> None:
         if not self._keys:
             return
-        given: bytes = dict(scope["headers"]).get(b"authorization", b"")
-        # NOTE: all keys are compared, each in constant time.
-        if sum(hmac.compare_digest(given, key) for key in self._keys) == 0:
+        key = self._keys.find(dict(scope["headers"]).get(b"authorization", b""))
+        if key is None:
             raise Unauthorized("a valid API key is needed: Authorization: Bearer KEY")
+        scope[_KEY] = key
+
+
+def key_of(request: Request) -> int | None:
+    """Which of the server's keys a request came with; None where none is asked for."""
+    key: int | None = request.scope.get(_KEY)
+    return key

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from octavo_server.errors import InvalidRequest
+from octavo_server.sampling_params import MAX_ALLOWED
 
 MAX_SEQUENCES = 2048  # of one request: prompts times n
 MAX_LIST = 1024  # entries of stop, stop_token_ids, logit_bias, chat_template_kwargs
@@ -17,7 +18,10 @@ MAX_VALUES = 5_000_000  # a little more than the ids of MAX_REQUEST_TOKENS
 MAX_REQUEST_TOKENS = 4 * 1024 * 1024  # prompt tokens over all of a request's sequences
 _LARGE_BYTES = 1024 * 1024  # a smaller body cannot hold enough to matter
 
-_LISTS = ("stop", "stop_token_ids", "logit_bias", "chat_template_kwargs", "stream_options")
+_LISTS = (
+    *("stop", "stop_token_ids", "logit_bias", "bad_words", "chat_template_kwargs"),
+    "stream_options",
+)
 
 
 def check_raw(raw: bytes) -> None:
@@ -44,6 +48,9 @@ def check_lengths(fields: dict[str, Any], max_model_len: int) -> None:
         value = fields.get(name)
         if isinstance(value, (list, dict)):
             _check(len(value), MAX_LIST, name, "entries")
+    allowed = fields.get("allowed_token_ids")
+    if isinstance(allowed, list):
+        _check(len(allowed), MAX_ALLOWED, "allowed_token_ids", "ids")
     tokens = fields.get("tokens")
     if isinstance(tokens, list):
         _check(len(tokens), max_model_len, "tokens", "ids")

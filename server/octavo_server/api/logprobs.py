@@ -18,35 +18,43 @@ def completion_logprobs(
     entries: Sequence[TokenLogprobs | None],
     token_ids: Sequence[int],
     offsets: Sequence[int],
+    *,
+    as_ids: bool = False,
 ) -> dict[str, Any]:
-    """/v1/completions: four parallel lists. An entry is None for a prompt's first token."""
+    """/v1/completions: four parallel lists. An entry is None for a prompt's first token.
+
+    `as_ids` names tokens by their ids, here and below.
+    """
+    name_of = _id_name if as_ids else _token_name
     top: list[dict[str, float] | None] = []
     for entry in entries:
         if entry is None:
             top.append(None)
             continue
         best = {
-            _token_name(pieces, token_id): max(value, LOWEST)
+            name_of(pieces, token_id): max(value, LOWEST)
             for token_id, value in zip(entry.top_ids, entry.top_logprobs, strict=True)
         }
-        best.setdefault(_token_name(pieces, entry.token_id), max(entry.logprob, LOWEST))
+        best.setdefault(name_of(pieces, entry.token_id), max(entry.logprob, LOWEST))
         top.append(best)
     return {
         "text_offset": list(offsets),
         "token_logprobs": [None if e is None else max(e.logprob, LOWEST) for e in entries],
-        "tokens": [_token_name(pieces, token_id) for token_id in token_ids],
+        "tokens": [name_of(pieces, token_id) for token_id in token_ids],
         "top_logprobs": top,
     }
 
 
-def chat_logprobs(pieces: Pieces, entries: Sequence[TokenLogprobs]) -> dict[str, Any]:
+def chat_logprobs(
+    pieces: Pieces, entries: Sequence[TokenLogprobs], *, as_ids: bool = False
+) -> dict[str, Any]:
     """/v1/chat/completions: one object per token, with its exact bytes."""
     return {
         "content": [
             {
-                **_chat_token(pieces, entry.token_id, entry.logprob),
+                **_chat_token(pieces, entry.token_id, entry.logprob, as_ids),
                 "top_logprobs": [
-                    _chat_token(pieces, token_id, value)
+                    _chat_token(pieces, token_id, value, as_ids)
                     for token_id, value in zip(entry.top_ids, entry.top_logprobs, strict=True)
                 ],
             }
@@ -102,12 +110,16 @@ def _ranked(pieces: Pieces, token_id: int, value: float, rank: int) -> dict[str,
     return {"logprob": max(value, LOWEST), "rank": rank, "decoded_token": text}
 
 
-def _chat_token(pieces: Pieces, token_id: int, value: float) -> dict[str, Any]:
+def _chat_token(pieces: Pieces, token_id: int, value: float, as_ids: bool) -> dict[str, Any]:
     return {
-        "token": pieces.text(token_id),
+        "token": _id_name(pieces, token_id) if as_ids else pieces.text(token_id),
         "logprob": max(value, LOWEST),
         "bytes": list(pieces.piece_bytes(token_id)),
     }
+
+
+def _id_name(pieces: Pieces, token_id: int) -> str:
+    return f"token_id:{token_id}"
 
 
 def _token_name(pieces: Pieces, token_id: int) -> str:

@@ -17,6 +17,7 @@ from prometheus_client.core import (
 )
 from prometheus_client.registry import Collector, CollectorRegistry
 
+from octavo_server.api import admission, intake
 from octavo_server.engine.messages import EngineStats
 
 # vLLM's buckets, with finer ones below them where Octavo's steps are shorter than a bucket.
@@ -78,6 +79,7 @@ class Metrics(Collector):
         self.prompt_tokens_cached = 0
         self.generation_tokens = 0
         self.finished = dict.fromkeys(FINISH_REASONS, 0)
+        self.admission_rejections = dict.fromkeys(admission.REASONS + intake.REASONS, 0)
         self.cache_config: dict[str, str] = {}
         self.time_to_first_token = Histogram(TTFT_BUCKETS)
         self.inter_token_latency = Histogram(ITL_BUCKETS)
@@ -152,6 +154,14 @@ class Metrics(Collector):
         for reason, count in self.finished.items():
             success.add_metric([*self._labels.values(), reason], count)
         yield success
+        rejected = CounterMetricFamily(
+            self._prefix + "admission_rejections",
+            "Requests refused because too many wait, by the flag that says so.",
+            labels=["model_name", "reason"],
+        )
+        for reason, count in self.admission_rejections.items():
+            rejected.add_metric([self._labels["model_name"], reason], count)
+        yield rejected
         for name, text, histogram in (
             ("time_to_first_token_seconds", "Arrival to first token.", self.time_to_first_token),
             ("inter_token_latency_seconds", "Between outputs.", self.inter_token_latency),

@@ -12,10 +12,11 @@ import logging
 import random
 import time
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import msgspec
 
+from octavo_server.api.admission import Admission
 from octavo_server.api.errors import ClientGone
 from octavo_server.api.metrics import Metrics
 from octavo_server.engine.messages import Abort, Add, Outputs, ToEngine, TokenOutput
@@ -35,9 +36,17 @@ _SEQUENCE_TOKENS = 2048
 _PAUSE_TOKENS = 32_768  # a few ms of work, after which others have their turn
 
 
-def new_id(prefix: str) -> str:
-    """An id that no other request of any server has: 96 random bits without a system call."""
-    return f"{prefix}-{random.getrandbits(96):024x}"
+class Terms(NamedTuple):
+    """On which a request is served: which of the server's API keys it came with, its priority (a
+    smaller one is first), whom it shares cached prefixes with.
+    """
+
+    key: int | None = None
+    priority: int = 0
+    cache_salt: str | None = None
+
+
+NO_TERMS = Terms()
 
 
 class Choice:
@@ -80,9 +89,12 @@ class Choice:
 class Group:
     """One HTTP request's sequences and what they brought that its handler has not taken yet."""
 
-    def __init__(self, request_id: str, arrival: float, *, streaming: bool) -> None:
+    def __init__(
+        self, request_id: str, arrival: float, *, streaming: bool, terms: Terms = NO_TERMS
+    ) -> None:
         self.request_id = request_id
         self.arrival = arrival
+        self.terms = terms
         self.choices: list[Choice] = []
         self.open = 0  # sequences without an end
         self.streaming = streaming
@@ -130,9 +142,12 @@ class Group:
 class LiveRequests:
     """Submits, routes, cancels. `send` is the engine client's and never blocks."""
 
-    def __init__(self, send: Callable[[ToEngine], None], metrics: Metrics) -> None:
+    def __init__(
+        self, send: Callable[[ToEngine], None], metrics: Metrics, admission: Admission
+    ) -> None:
         self._send = send
         self._metrics = metrics
+        self._admission = admission
         self._choices: dict[str, Choice] = {}
         self._closed: BaseException | None = None
 
@@ -149,14 +164,21 @@ class LiveRequests:
         request_id: str,
         arrival: float,
         streaming: bool,
+        terms: Terms = NO_TERMS,
     ) -> Group:
         """Start `params[i].n` sequences for each prompt i; everything was validated before.
 
         Choice indices count through the prompts: prompt 0's n sequences come first. Others have
-        their turn between batches. Raises what `fail_all` was given, if that came meanwhile.
+        their turn between batches. Raises what `Admission.admit` does before anything is started,
+        and what `fail_all` was given, if that came meanwhile.
         """
-        group = Group(request_id, arrival, streaming=streaming)
+        group = Group(request_id, arrival, streaming=streaming, terms=terms)
         self._check_open(group)
+        coming = tokens = 0
+        for prompt, asked in zip(prompts, params, strict=True):
+            coming += asked.n
+            tokens += len(prompt) * asked.n
+        self._admission.admit(coming, tokens, terms.key, time.monotonic())
         since_pause = 0
         try:
             for prompt_index, (prompt, asked) in enumerate(zip(prompts, params, strict=True)):
@@ -169,8 +191,11 @@ class LiveRequests:
                         await asyncio.sleep(0)
                         self._check_open(group)
                     self._start(group, tokenizer, token_ids, prompt_index, child, asked, seed)
+                    coming -= 1
+                    tokens -= len(token_ids)
                     since_pause += len(token_ids) + _SEQUENCE_TOKENS
         except BaseException:
+            self._admission.withdrawn(coming, tokens, terms.key)
             self.cancel(group)
             raise
         return group
@@ -207,12 +232,25 @@ class LiveRequests:
         self._choices[choice.request_id] = choice
         # A stop string ends a sequence where its text is made, here, so its tokens must come.
         stream = group.streaming or bool(params.stop)
-        self._send(Add(choice.request_id, prompt, params, group.arrival, stream=stream))
+        terms = group.terms
+        self._send(
+            Add(
+                choice.request_id,
+                prompt,
+                params,
+                group.arrival,
+                cache_salt=terms.cache_salt,
+                stream=stream,
+                priority=terms.priority,
+            )
+        )
+        self._admission.sent(len(prompt))
 
     def on_outputs(self, message: Outputs) -> None:
         """Route one step's outputs; those of unknown ids (cancelled ones) are dropped."""
         now = time.monotonic()
         self._metrics.on_step(message.stats)
+        self._admission.on_report(message.stats, now)
         stopped: list[str] = []
         for output in message.outputs:
             choice = self._choices.get(output.request_id)
@@ -275,6 +313,7 @@ class LiveRequests:
 
     def _forget(self, choice: Choice, reason: str, now: float) -> None:
         del self._choices[choice.request_id]
+        self._admission.ended(choice.group.terms.key)
         metrics = self._metrics
         metrics.finished[reason] = metrics.finished.get(reason, 0) + 1
         if reason not in ("stop", "length") or choice.first_token is None:

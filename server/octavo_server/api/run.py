@@ -7,6 +7,7 @@ import dataclasses
 import gc
 import logging
 import socket
+import ssl
 import subprocess
 import sys
 import threading
@@ -23,6 +24,7 @@ from octavo_server.api.service import Service
 from octavo_server.api.settings import ServeSettings
 from octavo_server.api.signals import STOP_SIGNALS, EarlySignals
 from octavo_server.api.termination import write_termination
+from octavo_server.api.tls import keep_fresh, make_context
 from octavo_server.config import EngineConfig
 from octavo_server.engine.messages import Failed, ToEngine
 from octavo_server.errors import StartupError
@@ -62,20 +64,21 @@ def spare_collections() -> None:
     gc.enable()
 
 
-def http_server(app: ASGIApp, log_level: str) -> HttpServer:
-    """uvicorn as Octavo wants it, for `app`."""
-    return HttpServer(
-        uvicorn.Config(
-            app,
-            log_level=log_level,
-            access_log=log_level in ("info", "debug", "trace"),
-            lifespan="off",
-            ws="none",
-            server_header=False,
-            proxy_headers=False,
-            timeout_graceful_shutdown=_FLUSH_SECONDS,
-        )
+def http_server(app: ASGIApp, log_level: str, context: ssl.SSLContext | None = None) -> HttpServer:
+    """uvicorn as Octavo wants it, for `app`; over TLS if there is a context."""
+    config = uvicorn.Config(
+        app,
+        log_level=log_level,
+        access_log=log_level in ("info", "debug", "trace"),
+        lifespan="off",
+        ws="none",
+        server_header=False,
+        proxy_headers=False,
+        timeout_graceful_shutdown=_FLUSH_SECONDS,
     )
+    config.load()
+    config.ssl = context
+    return HttpServer(config)
 
 
 class Run:
@@ -110,7 +113,9 @@ class Run:
             on_loaded=self._on_loaded,
             on_failed=self._on_failed,
         )
-        self._http = http_server(create_app(self._service), log_level)
+        tls = settings.tls
+        self._tls = None if tls is None else make_context(tls)
+        self._http = http_server(create_app(self._service), log_level, self._tls)
 
     async def execute(self) -> int:
         loop = asyncio.get_running_loop()
@@ -122,6 +127,9 @@ class Run:
         http = asyncio.create_task(self._http.serve(sockets=[self._listener]), name="http")
         stop = asyncio.create_task(self._stop.wait(), name="stop")
         load = asyncio.create_task(self._load(), name="load")
+        fresh = None
+        if self._tls is not None and self._settings.tls is not None and self._settings.tls.refresh:
+            fresh = asyncio.create_task(keep_fresh(self._tls, self._settings.tls), name="fresh")
         try:
             ends: set[asyncio.Future[Any]] = {http, stop, self._failed}
             await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
@@ -131,6 +139,8 @@ class Run:
         finally:
             load.cancel()
             stop.cancel()
+            if fresh is not None:
+                fresh.cancel()
             await self._close(http)
 
     async def _close(self, http: asyncio.Task[None]) -> None:
@@ -212,7 +222,8 @@ class Run:
         spare_collections()
         host, port = self._listener.getsockname()[:2]
         name = self._settings.served_model_names[0]
-        self.progress(f"ready: {name} on http://{host}:{port}/v1")
+        scheme = "http" if self._tls is None else "https"
+        self.progress(f"ready: {name} on {scheme}://{host}:{port}/v1")
 
     def _on_failed(self, failed: Failed) -> None:
         if not self._failed.done():

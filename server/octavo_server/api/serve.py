@@ -15,10 +15,18 @@ import click
 
 from octavo_server import log_lines
 from octavo_server.api.chat_template import read_chat_template
-from octavo_server.api.settings import MIB, ServeSettings
+from octavo_server.api.cors import cors_of
+from octavo_server.api.keys import VARIABLE, read_keys
+from octavo_server.api.settings import (
+    MAX_NUM_QUEUED_REQS,
+    MAX_NUM_QUEUED_TOKENS,
+    MIB,
+    ServeSettings,
+)
 from octavo_server.api.signals import EarlySignals
 from octavo_server.api.sizes import Size
 from octavo_server.api.termination import TellingCommand, write_termination
+from octavo_server.api.tls import make_context, tls_files
 from octavo_server.api.without_torch import hide_torch
 from octavo_server.config import BLOCK_SIZES, EngineConfig
 from octavo_server.engine.early import spawn
@@ -87,6 +95,34 @@ _BACKLOG = 2048  # connections that wait while the loop is busy
 @click.option("--max-logprobs", type=click.IntRange(0), default=20, show_default=True)
 @click.option("--max-body-bytes", type=Size(), default=32 * MIB, help="Default: 32MiB.")
 @click.option(
+    "--max-num-queued-reqs",
+    type=click.IntRange(0),
+    default=MAX_NUM_QUEUED_REQS,
+    show_default=True,
+    help="Answers (n for each prompt) that may wait to be started; more are refused, 503. 0: any.",
+)
+@click.option(
+    "--max-num-queued-tokens",
+    type=click.IntRange(0),
+    default=MAX_NUM_QUEUED_TOKENS,
+    show_default=True,
+    help="The same in prompt tokens.",
+)
+@click.option(
+    "--max-reqs-per-key",
+    type=click.IntRange(0),
+    default=0,
+    show_default=True,
+    help="Answers that one API key may have running or waiting; more are refused, 429. 0: any.",
+)
+@click.option(
+    "--scheduling-policy",
+    type=click.Choice(["fcfs", "priority"]),
+    default="fcfs",
+    show_default=True,
+    help="First come, first served, or first by the priority that requests may say.",
+)
+@click.option(
     "--shutdown-timeout",
     type=click.FloatRange(0),
     default=30.0,
@@ -108,7 +144,36 @@ _BACKLOG = 2048  # connections that wait while the loop is busy
     show_default=True,
     help="From info on, each request is a line.",
 )
-@click.option("--api-key", multiple=True, help="Accepted keys (also $OCTAVO_API_KEY).")
+@click.option(
+    "--api-key",
+    multiple=True,
+    help="A key that clients must send one of; repeat it for more (also $OCTAVO_API_KEY, one a"
+    " line).",
+)
+@click.option("--api-key-file", multiple=True, help="A file of keys, one a line.")
+@click.option("--ssl-certfile", help="Serve HTTPS with this certificate and its chain.")
+@click.option("--ssl-keyfile", help="Its key, if it is in another file.")
+@click.option("--ssl-ca-certs", help="What clients' certificates are checked against.")
+@click.option(
+    "--ssl-cert-reqs",
+    type=click.IntRange(0, 2),
+    default=0,
+    show_default=True,
+    help="Clients' certificates: 0 none, 1 if they have one, 2 required.",
+)
+@click.option(
+    "--enable-ssl-refresh/--no-enable-ssl-refresh",
+    default=False,
+    help="Take a new certificate when its file changes.",
+)
+@click.option(
+    "--allowed-origins",
+    multiple=True,
+    help="Web pages' origins that browsers let in (CORS): a list in JSON, or one; * is all.",
+)
+@click.option("--allowed-methods", multiple=True, help="For them. Default: all.")
+@click.option("--allowed-headers", multiple=True, help="For them. Default: all.")
+@click.option("--allow-credentials/--no-allow-credentials", default=False, help="For them.")
 def command(model_tag: str | None, model: str | None, **flags: Any) -> int:
     """Returns the exit code; raises `StartupError` after having written the termination message."""
     try:
@@ -182,16 +247,35 @@ def serve_settings(model: str, flags: dict[str, Any]) -> ServeSettings:
             "--metrics-prefix must be letters, digits, _ and :, beginning with no digit, not"
             f" {prefix!r}"
         )
-    keys = [key for key in (*flags["api_key"], os.environ.get("OCTAVO_API_KEY", "")) if key]
+    keys = read_keys(flags["api_key"], flags["api_key_file"], os.environ.get(VARIABLE))
+    tls = tls_files(
+        *(flags[f"ssl_{name}"] for name in ("certfile", "keyfile", "ca_certs", "cert_reqs")),
+        refresh=flags["enable_ssl_refresh"],
+    )
+    if tls is not None:
+        make_context(tls)  # refused before anything is loaded
+    if flags["max_reqs_per_key"] and not keys:
+        raise InvalidSettings("--max-reqs-per-key needs --api-key: without keys, clients are one")
     return ServeSettings(
         served_model_names=tuple(names or [model]),
         max_logprobs=flags["max_logprobs"],
         max_body_bytes=flags["max_body_bytes"],
+        max_num_queued_reqs=flags["max_num_queued_reqs"],
+        max_num_queued_tokens=flags["max_num_queued_tokens"],
+        max_reqs_per_key=flags["max_reqs_per_key"],
+        priorities=flags["scheduling_policy"] == "priority",
         shutdown_timeout_seconds=flags["shutdown_timeout"],
         step_limit_seconds=flags["step_timeout"],
         metrics_prefix=prefix,
         chat_template=read_chat_template(flags["chat_template"]),
-        api_keys=tuple(keys),
+        api_keys=keys,
+        tls=tls,
+        cors=cors_of(
+            flags["allowed_origins"],
+            flags["allowed_methods"],
+            flags["allowed_headers"],
+            credentials=flags["allow_credentials"],
+        ),
     )
 
 

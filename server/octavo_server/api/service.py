@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -14,11 +14,14 @@ import orjson
 from pydantic import BaseModel
 from starlette.requests import Request
 
-from octavo_server.api.errors import BodyTooLarge, ClientGone, Unavailable, UnknownModel
+from octavo_server.api.admission import Admission, Bounds
+from octavo_server.api.errors import Unavailable, UnknownModel
+from octavo_server.api.intake import Intake
 from octavo_server.api.lifecycle import Lifecycle
 from octavo_server.api.limits import check_lengths, check_raw
 from octavo_server.api.metrics import Metrics
-from octavo_server.api.protocol import GenerationRequest, too_long
+from octavo_server.api.prompts import too_long, truncated
+from octavo_server.api.protocol import OpenBody
 from octavo_server.api.requests import LiveRequests
 from octavo_server.api.settings import ServeSettings
 from octavo_server.engine.messages import (
@@ -33,17 +36,21 @@ from octavo_server.engine.messages import (
 from octavo_server.errors import EngineDead, InvalidRequest
 from octavo_server.log_lines import seconds_running
 from octavo_server.sampling_params import SamplingParams
+from octavo_server.text.bad_words import bad_word_ids
 from octavo_server.text.pieces import Pieces, pieces_of
-from octavo_server.text.prompt import TokenizerPool, apply_defaults
+from octavo_server.text.prompt import TokenizerPool, apply_defaults, encode
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 logger = logging.getLogger(__name__)
 Body = TypeVar("Body", bound=BaseModel)
+T = TypeVar("T")
 
 # Where a tokenizer's longest token is not known to bound a text's length.
 _OPAQUE_CHARACTERS_PER_TOKEN = 1000
+
+_WORD_CHARACTERS = 50  # tokenising a word takes about as long as so many more characters
 
 _MAX_UNKNOWN_FIELDS = 100  # after so many names no more are logged
 _UNKNOWN_FIELDS_LOGGED = 20  # of one request
@@ -62,6 +69,7 @@ class Model:
     max_model_len: int
     vocab_size: int
     max_characters: int  # a longer text has more than max_model_len tokens, whatever it says
+    prefix: list[int]  # the tokenizer puts these before every text
 
 
 class Service:
@@ -79,7 +87,12 @@ class Service:
         self.settings = settings
         self.metrics = Metrics(settings.served_model_names[0], prefix=settings.metrics_prefix)
         self.lifecycle = Lifecycle(step_limit_seconds=settings.step_limit_seconds)
-        self.requests = LiveRequests(send, self.metrics)
+        bounds = Bounds(
+            settings.max_num_queued_reqs, settings.max_num_queued_tokens, settings.max_reqs_per_key
+        )
+        self.admission = Admission(bounds, self.metrics.admission_rejections)
+        self.intake = Intake(settings.max_body_bytes, self.metrics.admission_rejections)
+        self.requests = LiveRequests(send, self.metrics, self.admission)
         self.created = int(time.time())
         self._progress = progress
         self._on_loaded = on_loaded
@@ -143,8 +156,12 @@ class Service:
             max_model_len=self.ready.max_model_len,
             vocab_size=self.ready.vocab_size,
             max_characters=per_token * self.ready.max_model_len,
+            prefix=encode(tokenizer, ""),
         )
         self.metrics.set_context_length(self.ready.max_model_len)
+        self.admission.set_capacity(
+            self.ready.max_num_seqs, (self.ready.num_blocks - 1) * self.ready.block_size
+        )
         if self.metrics.cache_config:
             self.metrics.cache_config |= {
                 "block_size": str(self.ready.block_size),
@@ -171,11 +188,12 @@ class Service:
         return min(self.settings.max_logprobs, self.model.vocab_size)
 
     async def read(self, request: Request, kind: type[Body], *, defaults: bool = False) -> Body:
-        """The request's body as a `kind`. Raises `InvalidRequest`, `BodyTooLarge`, ValidationError.
+        """The request's body as a `kind`. Raises `InvalidRequest`, ValidationError, and what
+        `Intake.read_body` does.
 
         With `defaults`, fields that the body left out get the model's.
         """
-        raw = await read_body(request, self.settings.max_body_bytes)
+        raw = await self.intake.read_body(request)
         check_raw(raw)
         try:
             fields = orjson.loads(raw)
@@ -195,17 +213,56 @@ class Service:
             raise UnknownModel(f"the model {name!r} does not exist; this server has {names[0]!r}")
         return name or names[0]
 
-    async def encode(self, text: str, param: str, *, add_special_tokens: bool) -> list[int]:
-        """Token ids of a prompt's text, refused before tokenising if it cannot fit."""
+    async def encode(
+        self, text: str, param: str, *, add_special_tokens: bool, keep: int | None = None
+    ) -> list[int]:
+        """Token ids of a prompt's text, or the last `keep`; a text that cannot fit is refused
+        before it is tokenised.
+        """
         model = self.model
-        if len(text) > model.max_characters:
+        if keep is not None:
+            text = text[-2 * model.max_characters :]  # holds more than `keep` tokens for certain
+        elif len(text) > model.max_characters:
             raise InvalidRequest(
                 f"this model's maximum context length is {model.max_model_len} tokens; a text of"
                 f" {len(text)} characters is longer than that",
                 param,
                 "context_length_exceeded",
             )
-        return await model.pool.encode(text, add_special_tokens=add_special_tokens)
+        token_ids = await self.in_pool(
+            lambda: encode(model.tokenizer, text, add_special_tokens), size=len(text)
+        )
+        return token_ids if keep is None else truncated(token_ids, keep, model.prefix)
+
+    async def decode(self, token_ids: list[int], *, skip_special_tokens: bool) -> str:
+        """The text of a model's ids; those past the tokenizer's vocabulary have none."""
+        model = self.model
+        known = model.pieces.vocab_size
+        return await self.in_pool(
+            lambda: str(
+                model.tokenizer.decode(
+                    [token_id for token_id in token_ids if token_id < known],
+                    skip_special_tokens=skip_special_tokens,
+                    clean_up_tokenization_spaces=False,
+                )
+            ),
+            size=len(token_ids),
+        )
+
+    async def with_bad_words(self, params: SamplingParams) -> SamplingParams:
+        """The parameters with the ids of their bad words, as the engine wants them."""
+        words = params.bad_words
+        model = self.model
+        ids = await self.in_pool(
+            lambda: bad_word_ids(model.tokenizer, words, model.vocab_size),
+            # A word costs more than its characters.
+            size=sum(map(len, words)) + _WORD_CHARACTERS * len(words),
+        )
+        return msgspec.structs.replace(params, bad_words=[], bad_words_token_ids=ids)
+
+    def in_pool(self, work: Callable[[], T], *, size: int) -> Coroutine[Any, Any, T]:
+        """Work of the tokenizer that concerns so many characters or tokens, off the event loop."""
+        return self.intake.in_pool(self.model.pool, work, size=size)
 
     def check_prompt(self, token_ids: Sequence[int], param: str) -> None:
         """Raise `InvalidRequest` unless the model can take this prompt and add a token."""
@@ -214,11 +271,15 @@ class Service:
             raise InvalidRequest("the prompt is empty: it must have at least one token", param)
         if len(token_ids) > model.max_model_len - 1:
             raise too_long(len(token_ids), model.max_model_len, param)
-        if min(token_ids) < 0 or max(token_ids) >= model.vocab_size:
-            wrong = next(i for i in token_ids if not 0 <= i < model.vocab_size)
+        self.check_ids(token_ids, param)
+
+    def check_ids(self, token_ids: Sequence[int], param: str) -> None:
+        """Raise `InvalidRequest` for an id that the model does not have."""
+        vocab_size = self.model.vocab_size
+        if token_ids and (min(token_ids) < 0 or max(token_ids) >= vocab_size):
+            wrong = next(i for i in token_ids if not 0 <= i < vocab_size)
             raise InvalidRequest(
-                f"the prompt holds the token id {wrong}; this model's ids are 0 to"
-                f" {model.vocab_size - 1}",
+                f"{param} holds the token id {wrong}; this model's ids are 0 to {vocab_size - 1}",
                 param,
             )
 
@@ -244,7 +305,7 @@ class Service:
             params, max_tokens=most, min_tokens=min(params.min_tokens, most)
         )
 
-    def log_ignored(self, body: GenerationRequest) -> None:
+    def log_ignored(self, body: OpenBody) -> None:
         """Name, once, the fields of an accepted request that had no effect."""
         # NOTE: bounded in number and length, and quoted, as clients choose the names.
         if not body.model_extra or len(self._unknown_fields) >= _MAX_UNKNOWN_FIELDS:
@@ -256,26 +317,6 @@ class Service:
             self._unknown_fields.update(shown)
             more = f" and {len(new) - len(shown)} more" if len(new) > len(shown) else ""
             logger.warning("ignored fields of requests, named once: %s%s", ", ".join(shown), more)
-
-
-async def read_body(request: Request, limit_bytes: int) -> bytes:
-    """The whole body; `BodyTooLarge` as soon as it is known to exceed the limit."""
-    declared = request.headers.get("content-length", "")
-    if declared.isdigit() and int(declared) > limit_bytes:
-        raise BodyTooLarge(f"the body has {declared} bytes; the limit is {limit_bytes}")
-    parts: list[bytes] = []
-    size = 0
-    while True:
-        message = await request.receive()
-        if message["type"] == "http.disconnect":
-            raise ClientGone("the client closed the connection")
-        part: bytes = message.get("body", b"")
-        size += len(part)
-        if size > limit_bytes:
-            raise BodyTooLarge(f"the body exceeds {limit_bytes} bytes")
-        parts.append(part)
-        if not message.get("more_body", False):
-            return b"".join(parts)
 
 
 def watch_disconnect(request: Request, on_gone: Callable[[], None]) -> asyncio.Task[None]:

@@ -15,6 +15,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from octavo_server.api.errors import ClientGone, error_body, error_response
+from octavo_server.api.request_id import with_name
 from octavo_server.api.requests import Choice, Group
 from octavo_server.text.assemble import Delta
 
@@ -57,7 +58,7 @@ class EventStream(Response):
         self.status_code = 200
         self.background = None
         self.body = b""
-        self.init_headers()
+        self.raw_headers = list(_HEADERS)
         self._group = group
         self._writer = writer
         self._watcher = watcher
@@ -69,7 +70,9 @@ class EventStream(Response):
             while deltas := await self._group.next():
                 if not started:
                     started = True
-                    await send({"type": "http.response.start", "status": 200, "headers": _HEADERS})
+                    await send(
+                        {"type": "http.response.start", "status": 200, "headers": self.raw_headers}
+                    )
                 write = self._writer.chunk
                 body = b"".join([write(choice, delta) for choice, delta in deltas])
                 await send({"type": "http.response.body", "body": body, "more_body": True})
@@ -81,7 +84,7 @@ class EventStream(Response):
             if error_body(error)[0] == 500:
                 logger.error("a stream ended with an error: %s", error)
             if not started:
-                await error_response(error)(scope, receive, send)
+                await with_name(error_response(error), scope)(scope, receive, send)
                 return
             await send({"type": "http.response.body", "body": error_event(error)})
         finally:

@@ -22,7 +22,7 @@ class Add(msgspec.Struct, tag="add"):
     seed in the API process. `arrival` is `time.monotonic()` seconds (one clock for all processes of
     a host). `cache_salt` separates prefix-cache tenants. With `stream` False nobody needs a token
     before the last: the engine sends one output, at the end, and need not spare the request the
-    steps of others' long prompts.
+    steps of others' long prompts. A smaller `priority` is served first.
     """
 
     request_id: str
@@ -31,6 +31,7 @@ class Add(msgspec.Struct, tag="add"):
     arrival: float
     cache_salt: str | None = None
     stream: bool = True
+    priority: int = 0
 
 
 class Abort(msgspec.Struct, tag="abort"):
@@ -86,8 +87,11 @@ class TokenOutput(msgspec.Struct, omit_defaults=True, gc=False):
     error: str | None = None
 
 
-class EngineStats(msgspec.Struct):
-    """Gauges after a step, and counters since the previous message."""
+class EngineStats(msgspec.Struct, omit_defaults=True):
+    """Gauges after a step, and counters since the previous message.
+
+    `waiting_tokens` are those that the waiting requests have; `added` counts the `Add`s taken in.
+    """
 
     running: int
     waiting: int
@@ -98,6 +102,8 @@ class EngineStats(msgspec.Struct):
     prompt_tokens: int = 0
     generation_tokens: int = 0
     step_tokens: int = 0
+    waiting_tokens: int = 0
+    added: int = 0
 
 
 class Ready(msgspec.Struct, tag="ready"):

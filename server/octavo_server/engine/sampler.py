@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from octavo_kernels.ops import Ops, SamplingRows
+from octavo_server.engine.bans import Bans
 from octavo_server.engine.messages import TokenLogprobs
 from octavo_server.engine.rows import Rows
 
@@ -36,6 +37,7 @@ class _Extra:
     stop_ids: Tensor | None  # int64, masked until min_tokens
     counts: tuple[Tensor, Tensor] | None
     # (bool [vocab] in the prompt or output, int32 [vocab] times in the output)
+    bans: Bans | None
 
 
 class Sampler:
@@ -73,7 +75,8 @@ class Sampler:
             self._judged.add(row)
         if params.top_k > 0 or params.top_p < 1 or params.min_p > 0:
             self._filtered.add(row)
-        if not (params.logit_bias or params.needs_counts or params.min_tokens):
+        restricted = params.allowed_token_ids is not None or bool(params.bad_words_token_ids)
+        if not (params.logit_bias or params.needs_counts or params.min_tokens or restricted):
             return
         bias = stop_ids = None
         if params.logit_bias:
@@ -86,7 +89,8 @@ class Sampler:
             legal = [token_id for token_id in params.stop_ids if 0 <= token_id < self._vocab_size]
             stop_ids = torch.tensor(legal, dtype=torch.int64, device=self._device)
         counts = self._count(row) if params.needs_counts else None
-        self._extras[row] = _Extra(bias, stop_ids, counts)
+        bans = self._ban(row) if restricted else None
+        self._extras[row] = _Extra(bias, stop_ids, counts, bans)
 
     def free_row(self, row: int) -> None:
         self._extras.pop(row, None)
@@ -136,20 +140,24 @@ class Sampler:
                     self._adjust(part[i], rows[place], num_tokens[place])
             drawn = self.draw(part, row_tensor[index], positions[index])
             token_ids[index] = drawn
-            self._count_drawn([rows[place] for place in places], drawn)
+            self._note_drawn([rows[place] for place in places], drawn)
             if raw is not None:
                 wanted = [self._rows.params[rows[places[i]]].logprobs or 0 for i in judged]
                 where = [places[i] for i in judged]
                 judgements.append(Judgement(raw, drawn[judged], wanted, where))
         return token_ids, judgements
 
-    def _count_drawn(self, rows: Sequence[int], drawn: Tensor) -> None:
+    def _note_drawn(self, rows: Sequence[int], drawn: Tensor) -> None:
         for i, row in enumerate(rows):
             extra = self._extras.get(row)
-            if extra is not None and extra.counts is not None:
+            if extra is None:
+                continue
+            if extra.counts is not None:
                 seen, counts = extra.counts
                 seen[drawn[i : i + 1]] = True
                 counts[drawn[i : i + 1]] += 1
+            if extra.bans is not None:
+                extra.bans.note(drawn[i : i + 1])
 
     def judge_prompt(
         self, logits_of: Callable[[Tensor], Tensor], residual: Tensor, row: int, start: int
@@ -178,6 +186,13 @@ class Sampler:
         seen[known] = True
         return seen, torch.bincount(outputs, minlength=self._vocab_size).to(torch.int32)
 
+    def _ban(self, row: int) -> Bans:
+        params, rows = self._rows.params[row], self._rows
+        outputs = rows.token_ids[row, rows.num_prompt_tokens[row] : rows.num_known[row]]
+        return Bans(
+            params.allowed_token_ids, params.bad_words_token_ids, outputs.tolist(), self._device
+        )
+
     def _adjust(self, logits: Tensor, row: int, num_tokens: int) -> None:
         """Apply what this row asks beyond the common stage to its logits `[vocab]`, in place."""
         params, extra = self._rows.params[row], self._extras[row]
@@ -192,9 +207,17 @@ class Sampler:
                 torch.where(seen, penalised, logits, out=logits)
             logits -= params.frequency_penalty * counts
             logits -= params.presence_penalty * (counts > 0)
+        unbanned = None
+        if extra.bans is not None:
+            extra.bans.keep_allowed(logits)
+            unbanned = logits.clone()
+            extra.bans.ban_words(logits)
         num_output = num_tokens - int(self._rows.num_prompt_tokens[row])
         if extra.stop_ids is not None and num_output < params.min_tokens:
             logits[extra.stop_ids] = -torch.inf
+        if unbanned is not None:
+            # Something must be drawn: where all is banned, what is allowed at all is.
+            torch.where(torch.isneginf(logits).all(), unbanned, logits, out=logits)
 
 
 class Judgement:

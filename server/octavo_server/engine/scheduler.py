@@ -2,8 +2,8 @@
 
 Each step gives every request some number of its uncomputed tokens: one for a request that decodes,
 a chunk of the prompt for one that does not yet (Sarathi-Serve's stall-free batching, Agrawal et
-al., OSDI 2024). First come, first served; when pages run out the youngest is preempted and later
-recomputed.
+al., OSDI 2024). First come, first served within a priority; when pages run out the youngest of the
+last priority is preempted and later recomputed.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from operator import attrgetter
 
 from octavo_server.engine.block_pool import BlockPool
 from octavo_server.engine.flight import Flight
@@ -32,6 +33,8 @@ for `max_mixed_tokens` at most: one long prompt is no queue, and up to 8 prompts
 WATERMARK = 0.01
 """Share of pages kept free at admission, so that running rows can grow before anybody is preempted.
 """
+
+_priority = attrgetter("priority")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,6 +93,7 @@ class Scheduler:
         assert request.request_id not in self._live, "request ids are never reused"
         self._live[sequence.request_id] = sequence
         self.waiting.append(sequence)
+        self._counters.added += 1
 
     def abort(self, request_ids: Iterable[str]) -> None:
         """Forget requests and free their pages; ids that are not live are ignored."""
@@ -119,7 +123,9 @@ class Scheduler:
         if not short:
             flight.give_decoding(decoding, self.pool, self.config.block_size)
             budget -= len(decoding)
-        for sequence in decoding + prefilling if short else prefilling:
+        if short:  # the last in line may be preempted: it must not be in the step by then
+            prefilling = sorted(decoding, key=_priority) + sorted(prefilling, key=_priority)
+        for sequence in prefilling:
             count = min(sequence.num_uncomputed, budget)
             if (short and sequence.status is not Status.RUNNING) or not count:
                 continue
@@ -236,6 +242,8 @@ class Scheduler:
             prompt_tokens=counters.prompt_tokens,
             generation_tokens=counters.generation_tokens,
             step_tokens=counters.step_tokens,
+            waiting_tokens=self.waiting.num_tokens,
+            added=counters.added,
         )
 
     def check_integrity(self) -> None:
@@ -245,6 +253,7 @@ class Scheduler:
         assert len(set(rows) - {NO_ROW}) == len(rows), "a row has two sequences"
         assert len(rows) + len(self._free_rows) == self.config.max_num_seqs, "a row was lost"
         assert len(self._live) == len(self.running) + len(self.waiting), "a request was lost"
+        assert self.waiting.num_tokens == sum(len(each.token_ids) for each in self.waiting)
         assert all(not sequence.block_ids for sequence in self.waiting), (
             "a waiting request holds pages"
         )
@@ -320,14 +329,15 @@ class Scheduler:
         return max(0, self._blocks_for(num_tokens) - len(sequence.block_ids))
 
     def _grow(self, sequence: Sequence, count: int, flight: Flight) -> tuple[bool, int]:
-        """Pages for `count` more tokens, preempting the youngest not yet in this step if need be.
+        """Pages for `count` more tokens, preempting the last in line not yet in this step if need
+        be.
 
         Returns whether the sequence can be computed now, and how many were preempted.
         """
         need = self._blocks_for(sequence.num_computed + count) - len(sequence.block_ids)
         preempted = 0
         while need > self.pool.num_free:
-            victim = self._youngest_unscheduled(flight)
+            victim = self._last_unscheduled(flight)
             if victim is sequence and sequence.num_uncomputed > 1:
                 assert flight.scheduled, "one sequence of max_model_len always fits an empty pool"
                 # Rows of this step will end or be preempted; waiting keeps what is computed.
@@ -339,9 +349,12 @@ class Scheduler:
         sequence.block_ids += self.pool.allocate(max(need, 0))
         return True, preempted
 
-    def _youngest_unscheduled(self, flight: Flight) -> Sequence:
+    def _last_unscheduled(self, flight: Flight) -> Sequence:
+        """The youngest of those whose priority comes last."""
         scheduled = set(flight.scheduled)
-        return next(each for each in reversed(self.running) if each not in scheduled)
+        return max(
+            (each for each in reversed(self.running) if each not in scheduled), key=_priority
+        )
 
     def _admit(self, sequence: Sequence, budget: int, promised: int) -> int:
         """Give a waiting sequence a row, its cached prefix, its first pages; 0 if it must wait."""
@@ -429,3 +442,4 @@ class _Counters:
     prompt_tokens: int = 0
     generation_tokens: int = 0
     step_tokens: int = 0
+    added: int = 0

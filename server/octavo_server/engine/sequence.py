@@ -40,6 +40,7 @@ class Sequence:
         "num_prompt_tokens",
         "num_published",
         "params",
+        "priority",
         "prompt_logprobs",
         "request_id",
         "row",
@@ -59,6 +60,7 @@ class Sequence:
         self.needs_counts = request.params.needs_counts
         self.arrival = request.arrival
         self.salt = request.cache_salt
+        self.priority = request.priority
         self.token_ids = list(request.prompt_token_ids)
         self.num_prompt_tokens = len(self.token_ids)
         self.num_computed = 0

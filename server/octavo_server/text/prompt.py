@@ -18,7 +18,7 @@ T = TypeVar("T")
 DEFAULT_FIELDS = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
 
 # A hop to the pool costs about 80 us of CPU time; a text this long tokenises in about as much.
-_INLINE_CHARACTERS = 512
+INLINE_CHARACTERS = 512
 
 
 class Defaults(Protocol):
@@ -45,7 +45,7 @@ def encode(
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
         return list(tokenizer.encode(text, add_special_tokens=add_special_tokens))
-    if len(text) <= _INLINE_CHARACTERS:
+    if len(text) <= INLINE_CHARACTERS:
         short: list[int] = backend.encode(text, add_special_tokens=add_special_tokens).ids
         return short
     # Computes no offsets: a third of encode's time on long texts; but it goes through a thread pool
@@ -95,15 +95,9 @@ class TokenizerPool:
         self.tokenizer = tokenizer
         self._executor = ThreadPoolExecutor(threads, thread_name_prefix="tokenizer")
 
-    async def encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
-        """Token ids of `text`."""
-        return await self.run(
-            lambda: encode(self.tokenizer, text, add_special_tokens), size=len(text)
-        )
-
     async def run(self, work: Callable[[], T], *, size: int) -> T:
         """`work()` here if it concerns few characters (`size`), else in a thread."""
-        if size <= _INLINE_CHARACTERS:
+        if size <= INLINE_CHARACTERS:
             return work()
         return await asyncio.get_running_loop().run_in_executor(self._executor, work)
 

@@ -72,16 +72,21 @@ def logprobs_of(token_id: int, top: int) -> TokenLogprobs:
 
 
 class FakeEngine:
-    """The client's interface: `send`, `on_message`. Steps while `gate` is set."""
+    """The client's interface: `send`, `on_message`. Steps while `gate` is set, `rows` requests at
+    a time.
+    """
 
-    def __init__(self, script: Script, step_seconds: float = 0.0) -> None:
+    def __init__(self, script: Script, step_seconds: float = 0.0, rows: int = 10**6) -> None:
         self.script = script
+        self.rows = rows
+        self.added = 0
         self.step_seconds = step_seconds
         self.on_message: Callable[[FromEngine], None] = lambda message: None
         self.gate = asyncio.Event()
         self.gate.set()
         self.adds: list[Add] = []
         self.aborted: list[str] = []
+        self.lengths: dict[str, int] = {}
         self.running: dict[str, Iterator[TokenOutput]] = {}
         self._work = asyncio.Event()
 
@@ -89,6 +94,8 @@ class FakeEngine:
         match message:
             case Add():
                 self.adds.append(message)
+                self.added += 1
+                self.lengths[message.request_id] = len(message.prompt_token_ids)
                 self.running[message.request_id] = self.script(message)
                 self._work.set()
             case Abort():
@@ -102,16 +109,23 @@ class FakeEngine:
             await self.gate.wait()
             await asyncio.sleep(self.step_seconds)
             outputs = []
-            for request_id, steps in list(self.running.items()):
+            for request_id, steps in list(self.running.items())[: self.rows]:
                 output = next(steps, None)
                 if output is not None:
                     outputs.append(output)
                 if output is None or output.finish_reason:
                     del self.running[request_id]
-            count = len(self.running)
+            count = min(len(self.running), self.rows)
             stats = EngineStats(
-                count, 0, count / 100, generation_tokens=len(outputs), step_tokens=len(outputs)
+                running=count,
+                waiting=len(self.running) - count,
+                waiting_tokens=sum(self.lengths[i] for i in list(self.running)[self.rows :]),
+                kv_cache_usage=min(count / 100, 1.0),
+                generation_tokens=len(outputs),
+                step_tokens=len(outputs),
+                added=self.added,
             )
+            self.added = 0
             self.on_message(Outputs(outputs, stats, time.monotonic()))
             if not self.running:
                 self._work.clear()
@@ -150,6 +164,7 @@ def serving(
     script: Script | None = None,
     *,
     step_seconds: float = 0.0,
+    rows: int = 10**6,
     ready: bool = True,
     defaults: object = None,
     **settings,
@@ -159,7 +174,7 @@ def serving(
     box: list[Server] = []
 
     async def main() -> None:
-        engine = FakeEngine(script or say("hello world"), step_seconds)
+        engine = FakeEngine(script or say("hello world"), step_seconds, rows)
         names = settings.pop("served_model_names", ("tiny", "alias"))
         service = Service(ServeSettings(served_model_names=names, **settings), send=engine.send)
         engine.on_message = service.on_message

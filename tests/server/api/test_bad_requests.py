@@ -74,9 +74,25 @@ def check(response, status, param):
         ({"guided_json": {}}, "guided_json"),
         ({"guided_choice": ["a", "b"]}, "guided_choice"),
         ({"structured_outputs": {"regex": "a+"}}, "structured_outputs"),
-        ({"bad_words": ["a"]}, "bad_words"),
-        ({"allowed_token_ids": [1]}, "allowed_token_ids"),
-        ({"truncate_prompt_tokens": 5}, "truncate_prompt_tokens"),
+        ({"guided_decoding_backend": "x"}, "guided_decoding_backend"),
+        ({"use_beam_search": True}, "use_beam_search"),
+        ({"tool_choice": "required"}, "tool_choice"),
+        ({"bad_words": ["a", " "]}, "bad_words"),
+        ({"bad_words": ["a"] * 1025}, "bad_words"),
+        ({"bad_words": ["a" * 1025]}, "bad_words"),
+        ({"bad_words": [chr(0x4E00 + i) * 30 for i in range(100)]}, "bad_words"),
+        ({"allowed_token_ids": []}, "allowed_token_ids"),
+        ({"allowed_token_ids": [1] * 4097}, "allowed_token_ids"),
+        ({"allowed_token_ids": [450]}, "allowed_token_ids"),
+        ({"allowed_token_ids": [-1]}, "allowed_token_ids"),
+        ({"truncate_prompt_tokens": 0}, "truncate_prompt_tokens"),
+        ({"truncate_prompt_tokens": -2}, "truncate_prompt_tokens"),
+        ({"truncate_prompt_tokens": 200}, "truncate_prompt_tokens"),
+        ({"truncate_prompt_tokens": "all"}, "truncate_prompt_tokens"),
+        ({"cache_salt": ""}, "cache_salt"),
+        ({"cache_salt": "x" * 1025}, "cache_salt"),
+        ({"cache_salt": 5}, "cache_salt"),
+        ({"priority": 1}, "priority"),
         ({"max_tokens": 199, "prompt": [5, 5]}, "max_tokens"),
         ({"max_tokens": 150, "prompt": [[5], [5] * 100]}, "max_tokens"),
         ({"response_format": {"type": "json_object"}}, "response_format"),
@@ -124,6 +140,23 @@ def test_chat(server, body, param):
     before = len(server.engine.adds)
     check(server.http.post("/v1/chat/completions", json=body), 400, param)
     assert len(server.engine.adds) == before
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "names"),
+    [
+        ("guided_json", {}, "structured_outputs={'json': ...}"),
+        ("guided_regex", "a+", "structured_outputs={'regex': ...}"),
+        ("guided_choice", ["a"], "structured_outputs={'choice': ...}"),
+        ("guided_grammar", "x", "structured_outputs={'grammar': ...}"),
+        ("best_of", 2, "n answers with logprobs"),
+        ("suffix", "x", "into prompt"),
+        ("chat_template", "{{ 1 }}", "--chat-template"),
+    ],
+)
+def test_what_is_refused_names_what_to_do_instead(server, field, value, names):
+    assert names in check(server.completion(**{field: value}), 400, field)["message"]
+    assert names in check(server.chat(**{field: value}), 400, field)["message"]
 
 
 def test_unknown_model(server):

@@ -238,19 +238,6 @@ def test_ids_past_the_tokenizer_still_send_a_chunk_per_token(server):
         assert [chunk["choices"][0]["text"] for chunk in chunks] == ["", ""]
 
 
-def test_tokenize_and_detokenize(server):
-    tokens = server.http.post("/tokenize", json={"prompt": "hello", "return_token_strs": True})
-    body = tokens.json()
-    assert (body["count"], body["max_model_len"]) == (count("hello"), 200)
-    assert "".join(body["token_strs"]) == "hello"
-    back = server.http.post("/detokenize", json={"tokens": body["tokens"]})
-    assert back.json() == {"prompt": "hello"}
-    chat = {"messages": [{"role": "user", "content": "hi"}]}
-    assert server.http.post("/tokenize", json=chat).json()["count"] > 3
-    assert server.http.post("/detokenize", json={"tokens": [450]}).status_code == 400
-    assert server.http.post("/tokenize", json={}).status_code == 400
-
-
 def test_models_and_version(client, server):
     cards = client.models.list().data
     assert [card.id for card in cards] == ["tiny", "alias"]

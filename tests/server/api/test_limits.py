@@ -8,6 +8,7 @@ import time
 import pytest
 from tests.server.api.fake_engine import MAX_MODEL_LEN, VOCAB_SIZE, serving
 
+from octavo_server.api.conversation import ChatMessage, message_dicts
 from octavo_server.api.limits import (
     MAX_CONTAINERS,
     MAX_REQUEST_TOKENS,
@@ -15,7 +16,6 @@ from octavo_server.api.limits import (
     check_multiplied,
     check_raw,
 )
-from octavo_server.api.protocol import ChatMessage, message_dicts
 from octavo_server.errors import EngineDead, InvalidRequest
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 import httpx
 import psutil
 import pytest
+from tests.server.api.authority import Authority, trusting
 from tests.server.tiny_models import make_tiny
 
 ROOT = Path(__file__).parents[3]
@@ -97,6 +98,28 @@ def start(tmp_path, model):
     yield begin
     for process in processes:
         process.end()
+
+
+def test_https_of_the_real_thing(start, tmp_path):
+    """From the first moment on: the port answers before the model is loaded."""
+    authority = Authority()
+    certfile, keyfile = authority.issue(tmp_path, "server")
+    process = start("--ssl-certfile", certfile, "--ssl-keyfile", keyfile, "--api-key", "k")
+    url = f"https://localhost:{process.port}"
+    headers = {"Authorization": "Bearer k"}
+    with httpx.Client(base_url=url, verify=trusting(authority), headers=headers) as client:
+        deadline = time.monotonic() + 60
+        while True:
+            try:
+                if client.get("/ready").status_code == 200:
+                    break
+            except httpx.ConnectError:
+                pass
+            assert time.monotonic() < deadline and process.process.poll() is None
+            time.sleep(0.05)
+        answer = client.post("/v1/completions", json={"prompt": "a", "max_tokens": 3})
+        assert answer.status_code == 200
+        assert client.post("/v1/completions", headers={"Authorization": ""}).status_code == 401
 
 
 def stream(process, **body):

@@ -73,6 +73,37 @@ def test_flags_become_settings(monkeypatch, tmp_path):
     assert settings.served_model_names == ("org/model",)
 
 
+def test_flags_of_overload_keys_and_pages(monkeypatch, tmp_path):
+    monkeypatch.setenv("OCTAVO_API_KEY", "e1\ne2\n")
+    (tmp_path / "keys").write_text("f\n")
+    _, settings = run(
+        monkeypatch,
+        "m",
+        *("--api-key", "a", "--api-key-file", str(tmp_path / "keys"), "--max-reqs-per-key", "3"),
+        *("--max-num-queued-reqs", "0", "--max-num-queued-tokens", "9", "--max-body-bytes", "1MiB"),
+        *("--allowed-origins", '["http://a"]', "--scheduling-policy", "priority"),
+    )
+    assert settings.api_keys == ("a", "f", "e1", "e2")
+    assert (settings.max_num_queued_reqs, settings.max_num_queued_tokens) == (0, 9)
+    assert (settings.max_reqs_per_key, settings.max_body_bytes) == (3, 2**20)
+    assert settings.cors is not None and settings.cors.origins == ("http://a",)
+    assert settings.priorities
+    monkeypatch.delenv("OCTAVO_API_KEY")
+    _, settings = run(monkeypatch, "m")
+    assert (settings.max_num_queued_reqs, settings.max_num_queued_tokens) == (4096, 4 * 2**20)
+    assert (settings.api_keys, settings.tls, settings.cors) == ((), None, None)
+    assert not settings.priorities
+    for flags in (
+        ("--max-reqs-per-key", "3"),
+        ("--api-key", ""),
+        ("--ssl-keyfile", "k"),
+        ("--ssl-certfile", "/no/such"),
+        ("--allow-credentials",),
+    ):
+        with pytest.raises(InvalidSettings):
+            run(monkeypatch, "m", *flags)
+
+
 def test_settings_out_of_range(monkeypatch):
     for flags in (
         ("--gpu-memory-utilization", "1.5"),

@@ -153,6 +153,11 @@ def random_kinds(chance: random.Random) -> list[tuple[list[int], SamplingParams]
         def maybe(value: Any, default: Any, share: float = 0.25) -> Any:
             return value if chance.random() < share else default
 
+        # Few ids that may come, so that pairs of them would: from a chance of their own.
+        own = random.Random(seed)
+        allowed = own.sample(range(3, VOCAB_SIZE), 6) if own.random() < 0.2 else None
+        letters = allowed or range(VOCAB_SIZE)
+        bad = [own.choices(letters, k=own.choice([1, 2, 3])) for _ in range(8)]
         stops = chance.sample(range(VOCAB_SIZE), chance.choice([0, 0, 8, 60]))
         kinds.append(
             (
@@ -169,6 +174,8 @@ def random_kinds(chance: random.Random) -> list[tuple[list[int], SamplingParams]
                     logit_bias=maybe({chance.randrange(VOCAB_SIZE): 7.5}, None, 0.15),
                     logprobs=maybe(chance.choice([0, 3]), None),
                     prompt_logprobs=maybe(chance.choice([0, 2]), None, 0.15),
+                    allowed_token_ids=allowed,
+                    bad_words_token_ids=bad if own.random() < 0.2 or allowed else [],
                     max_tokens=most,
                     min_tokens=maybe(min(most or 6, 6), 0),
                     stop_token_ids=stops,
@@ -227,7 +234,8 @@ def run_program(core: EngineCore, chance: random.Random, alone: list[Alone]) -> 
             name = str(len(wanted))
             wanted[name], answers[name] = answer, Answer()
             salt, stream = chance.choice([None, "a"]), chance.random() < 0.6
-            core.add(Add(name, prompt, params, 0.0, salt, stream))
+            priority = random.Random(name).choice([0, 0, 0, -1, 5])
+            core.add(Add(name, prompt, params, 0.0, salt, stream, priority))
         live = [name for name, answer in answers.items() if not answer.end and name not in aborted]
         if live and chance.random() < 0.02:
             gone = chance.sample(live, chance.randint(1, min(3, len(live))))

@@ -25,10 +25,16 @@ class Bench:
         self.runner = RecordingRunner(self.config)
 
     def add(
-        self, request_id: str, prompt: list[int], *, stream: bool = True, **params: object
+        self,
+        request_id: str,
+        prompt: list[int],
+        *,
+        stream: bool = True,
+        priority: int = 0,
+        **params: object,
     ) -> None:
         asked = SamplingParams(**({"ignore_eos": True} | params))  # type: ignore[arg-type]
-        self.scheduler.add(Add(request_id, prompt, asked, 0.0, stream=stream))
+        self.scheduler.add(Add(request_id, prompt, asked, 0.0, stream=stream, priority=priority))
 
     def step(self) -> tuple[Step, list[TokenOutput]]:
         step = self.scheduler.schedule()
@@ -160,6 +166,53 @@ def test_admission_waits_until_the_whole_prompt_fits() -> None:
     assert len(step.rows) == 1
     assert [out.request_id for out in bench.run() if out.finish_reason] == ["a", "b"]
     assert bench.scheduler.take_stats().preemptions == 0
+
+
+def test_stats_tell_what_waits_and_what_was_taken_in() -> None:
+    bench = Bench(blocks=1 + 16)
+    bench.add("a", [1] * 30, max_tokens=10)
+    bench.add("b", [2] * 36, max_tokens=1)
+    bench.add("c", [3] * 5, max_tokens=1)
+    bench.step()
+    stats = bench.scheduler.take_stats()
+    assert (stats.waiting, stats.waiting_tokens, stats.added) == (2, 41, 3)
+    bench.scheduler.abort(["b"])
+    stats = bench.scheduler.take_stats()
+    assert (stats.waiting, stats.waiting_tokens, stats.added) == (1, 5, 0)
+
+
+def test_the_smallest_priority_is_served_first_whoever_came_before() -> None:
+    bench = Bench(max_num_seqs=1)
+    for name, priority in (("a", 0), ("late", 7), ("b", 0), ("soon", -1), ("c", 0)):
+        bench.add(name, [1, 2], priority=priority, max_tokens=2)
+    finished = [out.request_id for out in bench.run() if out.finish_reason]
+    assert finished == ["soon", "a", "b", "c", "late"]
+
+
+def test_the_last_priority_is_preempted_first_though_it_came_first() -> None:
+    bench = Bench(blocks=1 + 16, max_num_seqs=3)
+    bench.add("late", [1] * 20, priority=5, max_tokens=20)
+    bench.step()
+    bench.add("old", [2] * 12, max_tokens=20)
+    bench.add("young", [3] * 12, max_tokens=20)
+    while not bench.scheduler.take_stats().preemptions:
+        bench.step()
+    assert [sequence.request_id for sequence in bench.scheduler.waiting] == ["late"]
+    finished = [out.request_id for out in bench.run() if out.finish_reason]
+    assert finished == ["old", "young", "late"]
+
+
+def test_the_last_page_goes_to_the_first_priority() -> None:
+    """Both come to a page's end in one step."""
+    bench = Bench(blocks=1 + 5)
+    bench.add("late", [1] * 7, priority=5, max_tokens=6)
+    bench.step()
+    bench.add("soon", [2] * 8, max_tokens=6)
+    bench.step()
+    assert bench.pool.num_free == 1
+    bench.step()
+    assert [sequence.request_id for sequence in bench.scheduler.waiting] == ["late"]
+    assert [out.request_id for out in bench.run() if out.finish_reason] == ["soon", "late"]
 
 
 def test_count_slots_bound_the_rows_with_penalties() -> None:

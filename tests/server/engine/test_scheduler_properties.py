@@ -84,6 +84,7 @@ class Engine(RuleBasedStateMachine):
         judged=st.booleans(),
         salt=st.sampled_from([None, "a"]),
         streams=st.booleans(),
+        priority=st.sampled_from([0, 0, 0, -1, 3]),
     )
     def add(
         self,
@@ -96,6 +97,7 @@ class Engine(RuleBasedStateMachine):
         judged: bool,
         salt: str | None,
         streams: bool,
+        priority: int,
     ) -> None:
         self.count += 1
         request_id, prompt = str(self.count), stem + tail
@@ -106,7 +108,7 @@ class Engine(RuleBasedStateMachine):
             presence_penalty=0.5 if penalised else 0.0,
             prompt_logprobs=0 if judged else None,
         )
-        self.scheduler.add(Add(request_id, prompt, params, 0.0, salt, streams))
+        self.scheduler.add(Add(request_id, prompt, params, 0.0, salt, streams, priority))
         self.outputs[request_id] = []
         self.prompts[request_id] = prompt
         self.expected[request_id] = expected_output(

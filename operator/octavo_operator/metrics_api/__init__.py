@@ -1,0 +1,1 @@
+"""`octavo metrics-api`: custom.metrics.k8s.io, answered from what pods say of themselves."""
