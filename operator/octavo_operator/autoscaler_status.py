@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -69,10 +70,18 @@ def scales(autoscaler: Mapping[str, Any], service: InferenceService) -> bool:
 
 
 def looks_of(autoscaler: Mapping[str, Any]) -> Any:
-    """What of it asks for a pass when it differs: not its figures, which do all the time."""
+    """What of it asks for a pass when it differs: not its figures, nor the age of one, which do all
+    the time.
+    """
     told = (autoscaler.get("status") or {}).get("conditions") or ()
     return autoscaler.get("spec"), [
-        [each.get(key) for key in ("type", "status", "reason")] for each in told
+        [
+            *(each.get(key) for key in ("type", "status", "reason")),
+            re.sub(r"\d+ s\b", "", str(each.get("message")))
+            if each.get("status") == "False"
+            else "",
+        ]
+        for each in told
     ]
 
 

@@ -93,7 +93,7 @@ class Streams:
             text = answer.read().decode()
             if answer.status != 200:
                 return f"{answer.status}: {text[:200]}"
-            lines = [line for line in text.splitlines() if line.startswith("data: ")]
+            lines = [line for line in text.split("\n") if line.startswith("data: ")]
             if not lines or lines[-1] != "data: [DONE]":
                 return f"cut after {len(lines)} chunks"
             chunks = [c for line in lines[:-1] for c in json.loads(line[6:])["choices"]]

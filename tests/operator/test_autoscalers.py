@@ -160,7 +160,12 @@ def test_its_figures_ask_for_no_pass() -> None:
     one = {"spec": {"maxReplicas": 4}, "status": {"currentMetrics": [1], "desiredReplicas": 2}}
     other = {"spec": {"maxReplicas": 4}, "status": {"currentMetrics": [2], "desiredReplicas": 3}}
     assert looks_of(one) == looks_of(other)
-    told = [{"type": "ScalingActive", "status": "False", "reason": "x", "message": "1"}]
-    failing = {**one, "status": {"conditions": told}}
-    assert looks_of(failing) != looks_of(one)
+
+    def failing(words: str) -> Any:
+        told = [{"type": "ScalingActive", "status": "False", "reason": "x", "message": words}]
+        return looks_of({**one, "status": {"conditions": told}})
+
+    assert failing("") != looks_of(one)
+    assert failing("no sample for 31 s (2 of 2)") == failing("no sample for 34 s (2 of 2)")
+    assert failing("no sample for 31 s (1 of 2)") != failing("no sample for 31 s (2 of 2)")
     assert looks_of({**one, "spec": {"maxReplicas": 5}}) != looks_of(one)
