@@ -22,6 +22,7 @@ SCALED_TO_ZERO = "ScaledToZero"
 FITS = "Fits"
 NO_ACCELERATOR = "NoAccelerator"
 ROUTED = "Routed"
+SCALING = "Scaling"
 
 # Reasons of a pass through: not ready yet, nothing wrong.
 NO_POD = "NoPod"
@@ -44,7 +45,6 @@ CRASH_LOOP_BACK_OFF = "CrashLoopBackOff"
 EVICTED = "Evicted"
 STALLED = "Stalled"
 INTERNAL_ERROR = "InternalError"
-NOT_YET_AVAILABLE = "NotYetAvailable"
 INVALID_TENSOR_PARALLEL_SIZE = "InvalidTensorParallelSize"
 DOES_NOT_FIT = "DoesNotFit"
 ROLLED_BACK = "RolledBack"
@@ -52,6 +52,11 @@ MISSING_CRDS = "MissingCRDs"
 ROUTE_REFUSED = "RouteRefused"
 NOT_ACCEPTED = "NotAccepted"
 REFS_NOT_RESOLVED = "RefsNotResolved"
+
+NO_METRICS = "NoMetrics"
+SECOND_AUTOSCALER = "SecondAutoscaler"
+AUTOSCALER_REFUSED = "AutoscalerRefused"
+TARGET_UNUSABLE = "TargetUnusable"
 
 # The reason of an event alone.
 FOREIGN_CHANGE = "ForeignChange"
@@ -65,6 +70,10 @@ BEING_READ = "BeingRead"
 
 # The reason why RoutingReady is Unknown.
 AWAITING_GATEWAY = "AwaitingGateway"
+
+# Reasons why AutoscalingReady is Unknown.
+AWAITING_AUTOSCALER = "AwaitingAutoscaler"
+NOT_MANAGED = "NotManaged"
 
 # Reasons that the server itself reports when it cannot start (octavo_server.errors has them all;
 # any other CamelCase word it sends is passed on).

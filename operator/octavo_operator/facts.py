@@ -57,6 +57,7 @@ class Facts:
     fit: Condition | None = None
     download: str = ""
     routing: Condition | None = None
+    autoscaling: Condition | None = None
 
     @property
     def refusal(self) -> Problem | None:

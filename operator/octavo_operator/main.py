@@ -24,6 +24,7 @@ import kopf
 from octavo_operator import names
 from octavo_operator.accelerators import Accelerators
 from octavo_operator.admission import Admission
+from octavo_operator.autoscaler_status import looks_of
 from octavo_operator.claims import Claims
 from octavo_operator.conditions import Condition
 from octavo_operator.fit import Unread, decide_fit, read_stated
@@ -56,6 +57,7 @@ KOPF_SECONDS = 2.0
 
 BUDGETS = ("policy", "v1", "poddisruptionbudgets")
 POLICIES = ("networking.k8s.io", "v1", "networkpolicies")
+AUTOSCALERS = ("autoscaling", "v2", "horizontalpodautoscalers")
 
 LEADING, STANDING_BY = "leading", "standing by"
 
@@ -76,7 +78,7 @@ def configure(settings: kopf.OperatorSettings) -> None:
     for resource in ("pods", "services"):
         settings.watching.label_selectors["", "v1", resource] = names.SERVICE_LABEL
     settings.watching.label_selectors["apps", "v1", "deployments"] = names.SERVICE_LABEL
-    for child in (BUDGETS, POLICIES):
+    for child in (BUDGETS, POLICIES, AUTOSCALERS):
         settings.watching.label_selectors[child] = names.SERVICE_LABEL
 
 
@@ -85,6 +87,7 @@ def register(
 ) -> None:
     """The events that ask for a pass."""
     seen: dict[Key, Any] = {}
+    scaled: dict[Key, Any] = {}
 
     @kopf.on.event(names.GROUP, names.VERSION, names.PLURAL, registry=registry)
     async def service_changed(
@@ -106,12 +109,24 @@ def register(
     async def child_changed(namespace: str | None, body: kopf.Body, **_: Any) -> None:
         queue.add((namespace or "", service_of(body)), BATCH_SECONDS)
 
+    async def autoscaler_changed(
+        namespace: str | None, type: str | None, body: kopf.Body, **_: Any
+    ) -> None:
+        key = (namespace or "", service_of(body))
+        before, now = scaled.get(key), looks_of(body)
+        scaled[key] = now
+        if type == "DELETED":
+            del scaled[key]
+        if type in (None, "DELETED") or before != now:
+            queue.add(key, BATCH_SECONDS)
+
     watched = {names.SERVICE_LABEL: kopf.PRESENT}
     kopf.on.event("apps", "v1", "deployments", labels=watched, registry=registry)(child_changed)
     kopf.on.event("", "v1", "services", labels=watched, registry=registry)(child_changed)
     for child in (BUDGETS, POLICIES):
         kopf.on.event(*child, labels=watched, registry=registry)(child_changed)
     kopf.on.event("", "v1", "pods", labels=watched, registry=registry)(child_changed)
+    kopf.on.event(*AUTOSCALERS, labels=watched, registry=registry)(autoscaler_changed)
 
 
 def wishes_of(service: Mapping[str, Any]) -> Any:

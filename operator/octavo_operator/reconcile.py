@@ -12,6 +12,7 @@ from typing import Any
 from octavo_operator import names
 from octavo_operator.admission import Admission
 from octavo_operator.apply import Refused, apply, find_conflict
+from octavo_operator.autoscalers import Autoscalers
 from octavo_operator.claims import Claims
 from octavo_operator.conditions import (
     FORBIDDEN,
@@ -43,7 +44,7 @@ from octavo_operator.observe import (
 from octavo_operator.pinning import knows_fetch, pinned_image
 from octavo_operator.pod_loads import PodLoads
 from octavo_operator.pod_requests import pod_name
-from octavo_operator.render import ROUTES, SOMETIMES, render
+from octavo_operator.render import ASIDE, SOMETIMES, render
 from octavo_operator.render.deployment import choose_image
 from octavo_operator.replicas import read_replicas, seed_replicas, wanted_before
 from octavo_operator.routes import Routes
@@ -175,11 +176,12 @@ async def _reconcile_valid(
     """
     previous = live.get("status") or {}
     rendered = render(service)
-    wanted = [each["kind"] for each in rendered if each["kind"] not in ROUTES]
+    wanted = [each["kind"] for each in rendered if each["kind"] not in ASIDE]
     objects = await observe_objects(kube, service, wanted)
     seen = await observe_pods(kube, service)
     deployment = objects["Deployment"]
     routes = await Routes.observe(kube, service, rendered, deployment)
+    autoscalers = await Autoscalers.observe(kube, service, rendered, deployment)
     if conflicts := {
         kind: conflict
         for kind in wanted
@@ -223,7 +225,7 @@ async def _reconcile_valid(
         fetches=knows_fetch(service, deployment, choose_image(service, pinned)),
     ):
         kind = manifest["kind"]
-        if kind in ROUTES:
+        if kind in ASIDE:
             continue
         if kind == "Deployment":
             choice = await choose_deployment(
@@ -240,7 +242,8 @@ async def _reconcile_valid(
             problem = choice.problem
             if choice.manifest is None:
                 continue
-            further = {*extras, *wanted} & set(SOMETIMES) | routes.named
+            further = {*extras, *wanted} & set(SOMETIMES)
+            further |= routes.named | autoscalers.named
             manifest = with_extras(choice.manifest, further)
             if means.loads is not None and shrinks(deployment, manifest):
                 await write_costs(kube, means.loads, seen)
@@ -265,7 +268,8 @@ async def _reconcile_valid(
             what = f"the {kind} {service.name}, which is not wanted any more, may not be deleted"
             problem = problem or Problem(WORKLOAD_READY, FORBIDDEN, f"{what}: {error}")
     routing = await routes.follow(deployment, means.watch_routes)
-    for told in routes.told:
+    autoscaling = await autoscalers.follow(deployment)
+    for told in (*routes.told, *autoscalers.told):
         await _tell(kube, live, told, now())
     if means.loads is not None:
         means.loads.watch(live, seen)
@@ -274,7 +278,7 @@ async def _reconcile_valid(
     if fetching and means.loads is not None:
         asked = [each for each in seen if each["metadata"]["name"] in fetching]
         facts = with_download(facts, await means.loads.describe_downloads(asked))
-    facts = replace(facts, routing=routing)
+    facts = replace(facts, routing=routing, autoscaling=autoscaling)
     impatient = bool(fetching) or is_impatient(deployment, facts)
     return decide_status(service, facts, previous, now()), impatient
 

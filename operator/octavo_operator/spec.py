@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any, TypeVar
 
 from octavo_operator import names, schema
+from octavo_operator.autoscaling import Autoscaling, find_scaling_mistake
 from octavo_operator.drain import grace_seconds
 from octavo_operator.model_uri import HubModel, ModelUri, parse_uri
 from octavo_operator.peers import peer_problems
@@ -82,13 +83,6 @@ class Engine:
     @property
     def kv_cache_memory_bytes(self) -> int | None:
         return None if self.kv_cache_memory is None else int(parse_quantity(self.kv_cache_memory))
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Autoscaling:
-    min_replicas: int = 1
-    max_replicas: int
-    target_queue_depth: int = 5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -387,8 +381,8 @@ def _check_gpus(spec: Spec, gpu_resource: str) -> None:
 
 def _check_rest(spec: Spec) -> None:
     scaling = spec.autoscaling
-    if scaling is not None and scaling.min_replicas > scaling.max_replicas:
-        raise InvalidSpec("spec.autoscaling.minReplicas", "minReplicas must not exceed maxReplicas")
+    if scaling is not None and (wrong := find_scaling_mistake(scaling)) is not None:
+        raise InvalidSpec(*wrong)
     if spec.cache.persistent_volume_claim is not None and spec.cache.size is not None:
         raise InvalidSpec(
             "spec.cache.size",

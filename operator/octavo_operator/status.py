@@ -7,7 +7,6 @@ from typing import Any
 
 from octavo_operator import conditions, downloads, names
 from octavo_operator.conditions import (
-    AUTOSCALING_READY,
     MODEL_READY,
     READY,
     WORKLOAD_READY,
@@ -80,17 +79,8 @@ def decide_conditions(service: InferenceService, facts: Facts) -> list[Condition
         result.append(facts.fit)
     if facts.routing is not None:
         result.append(facts.routing)
-    if service.spec.autoscaling is not None:
-        result.append(
-            Condition(
-                AUTOSCALING_READY,
-                "False",
-                conditions.NOT_YET_AVAILABLE,
-                "this version of Octavo does not scale by itself: autoscaling is accepted and the "
-                f"service stays at {facts.wanted}; a HorizontalPodAutoscaler of your own works on "
-                "its /scale",
-            )
-        )
+    if facts.autoscaling is not None:
+        result.append(facts.autoscaling)
     return result
 
 

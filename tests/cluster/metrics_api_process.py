@@ -110,6 +110,10 @@ class MetricsApi:
             self._cluster.client.delete(
                 path_of(APIREGISTRATION, "APIService", name=f"{version}.{GROUP}")
             )
+        for port in self.ports:  # nobody is behind them for those that come after
+            self._cluster.client.delete(
+                path_of("discovery.k8s.io/v1", "EndpointSlice", NAMESPACE, f"{NAME}-{port}")
+            )
 
 
 class LoadServer:

@@ -31,8 +31,10 @@ AT_ONCE = 4
 SECONDS = 40.0
 
 OF_SCALE_DOWN, OF_REMOVAL = "patch pods", "delete networkpolicies"
+OF_SCALING = {f"{verb} horizontalpodautoscalers" for verb in ("create", "patch")}
+OF_REMOVALS = (OF_REMOVAL, "delete horizontalpodautoscalers")
 OF_ROLLOUT = ("create pods", "get persistentvolumeclaims")
-LATER = (OF_SCALE_DOWN, OF_REMOVAL, *OF_ROLLOUT)
+LATER = (OF_SCALE_DOWN, *OF_REMOVALS, *OF_ROLLOUT)
 """What nothing needs before somebody changes his mind."""
 MADE = ("deployments", "services", "poddisruptionbudgets", "networkpolicies")
 IN_CONDITIONS = {
@@ -90,7 +92,8 @@ class Scene:
         beyond = [rule for rule in rules if reaches_beyond(rule, everywhere)]
         self._grant("Role", name, [rule for rule in rules if rule not in beyond])
         self._grant("ClusterRole", None, beyond)
-        make(client, self._served, manifest("a", networkPolicy={}, **spec))
+        wishes = {"networkPolicy": {}, "autoscaling": {"maxReplicas": 9}, **spec}
+        make(client, self._served, manifest("a", **wishes))
         self.service = path_of(API, "InferenceService", self._served, "a")
         variables = environment(cluster.service_account_kubeconfig(name, "operator"))
         command = [
@@ -125,9 +128,9 @@ class Scene:
             and any(missing(right) in each["message"] for each in events)
         )
 
-    def says(self, reason: str, words: str = "") -> bool:
-        """RoutingReady does."""
-        said = condition(self._client.get(self.service), "RoutingReady")
+    def says(self, reason: str, words: str = "", kind: str = "RoutingReady") -> bool:
+        """That condition does."""
+        said = condition(self._client.get(self.service), kind)
         return said.get("reason") == reason and words in said["message"]
 
     def silent_about_routes(self) -> bool:
@@ -193,6 +196,11 @@ def test_none_is_superfluous_and_none_is_missing(
         removed, left = cases[index]
         scene = Scene(cluster, client, f"{namespace}-{index}", left)
         try:
+            if removed in OF_SCALING:
+                words = missing(removed)
+                told = lambda: scene.says("Forbidden", words, "AutoscalingReady")  # noqa: E731
+                wait_for(words, told, SECONDS, scene.complaint)
+                return removed, words
             what = f"what comes without {removed}"
             wait_for(what, lambda: scene.complaint(removed) or scene.works(), SECONDS)
             if removed in IN_CONDITIONS:
@@ -240,7 +248,10 @@ def test_the_rights_that_only_a_scale_down_or_a_rollout_needs(
     (rules,) = [left for removed, left in without_each(all_rules()) if removed == right]
     # Of a claim that is not there: its pods wait, and the rollout begins all the same.
     cache = {"cache": {"persistentVolumeClaim": "cache"}} if "claims" in right else {}
-    scene = Scene(cluster, client, f"{namespace}-later", rules, replicas=len(LOADS), **cache)
+    scene = Scene(
+        cluster, client, f"{namespace}-later", rules,
+        replicas=len(LOADS), autoscaling=None, **cache,
+    )  # fmt: skip
     try:
 
         def all_serve() -> bool:
@@ -255,20 +266,32 @@ def test_the_rights_that_only_a_scale_down_or_a_rollout_needs(
         scene.end()
 
 
+@pytest.mark.parametrize(
+    ("right", "field", "kind"),
+    [
+        (OF_REMOVALS[0], "networkPolicy", ("networking.k8s.io/v1", "NetworkPolicy")),
+        (OF_REMOVALS[1], "autoscaling", ("autoscaling/v2", "HorizontalPodAutoscaler")),
+    ],
+)
 @pytest.mark.usefixtures("no_other")
-def test_the_right_that_only_a_policy_no_longer_wanted_needs(
-    cluster: Cluster, client: Client, namespace: str
+def test_the_rights_that_only_what_is_no_longer_wanted_needs(
+    cluster: Cluster, client: Client, namespace: str, right: str, field: str, kind: tuple[str, str]
 ) -> None:
-    (rules,) = [left for removed, left in without_each(all_rules()) if removed == OF_REMOVAL]
+    (rules,) = [left for removed, left in without_each(all_rules()) if removed == right]
     scene = Scene(cluster, client, f"{namespace}-removal", rules)
-    policy = path_of("networking.k8s.io/v1", "NetworkPolicy", f"{namespace}-removal", "a")
+    made = path_of(*kind, f"{namespace}-removal", "a")
     try:
-        wait_for("the policy", lambda: client.find(policy) is not None, SECONDS)
+        wait_for("it", lambda: client.find(made) is not None, SECONDS)
         wait_for("its work", scene.works, SECONDS, scene.complaint)
         assert scene.complaint() == ""
-        client.patch(scene.service, {"spec": {"networkPolicy": None}})
-        wait_for("the complaint", lambda: scene.complaint(OF_REMOVAL), SECONDS)
-        wait_for("it in the conditions", lambda: scene.told(OF_REMOVAL), SECONDS)
+        client.patch(scene.service, {"spec": {field: None}})
+        if field == "autoscaling":
+            words = missing(right)
+            told = lambda: scene.says("Forbidden", words, "AutoscalingReady")  # noqa: E731
+            wait_for(words, told, SECONDS, scene.complaint)
+            return
+        wait_for("the complaint", lambda: scene.complaint(right), SECONDS)
+        wait_for("it in the conditions", lambda: scene.told(right), SECONDS)
     finally:
         scene.end()
 
@@ -288,7 +311,7 @@ def test_the_rights_of_an_operator_of_all_namespaces(
     finally:
         scene.end()
     cases = [each for each in without_each(rules) if each[0].startswith(("list ", "watch "))]
-    assert len(cases) == 13
+    assert len(cases) == 15
 
     def outcome(index: int) -> str:
         removed, left = cases[index]
@@ -358,4 +381,4 @@ def test_what_it_must_never_have(word: str) -> None:
 
 def test_what_it_may_delete() -> None:
     deleting = [rule["resources"] for rule in all_rules() if "delete" in rule["verbs"]]
-    assert deleting == [["networkpolicies"]]
+    assert deleting == [["networkpolicies"], ["horizontalpodautoscalers"]]

@@ -44,7 +44,9 @@ def test_the_table_of_rights_is_the_charts(part: str) -> None:
 
 def test_it_says_what_is_deleted() -> None:
     deletes = {each for rule in RULES if "delete" in rule["verbs"] for each in rule["resources"]}
-    assert deletes == {"httproutes", "inferencepools", "networkpolicies"}
+    assert deletes == {
+        "horizontalpodautoscalers", "httproutes", "inferencepools", "networkpolicies",
+    }  # fmt: skip
     assert "`httproutes`, `inferencepools` |" in PAGE
-    assert "Else it deletes NetworkPolicies of its own alone" in PAGE
+    assert "Else it deletes NetworkPolicies and HorizontalPodAutoscalers of its own alone" in PAGE
     assert not any("secrets" in rule["resources"] for rule in RULES)

@@ -57,7 +57,7 @@ def test_every_reason_has_a_row() -> None:
 def test_rows_say_what_to_do() -> None:
     """A reason of False or Unknown has a third cell, unless nothing is wrong."""
     fine = conditions.PASSING | {"Serving", "Loaded", "AllReplicasReady", "SomeReplicasReady"}
-    fine |= {conditions.FITS, conditions.NO_ACCELERATOR, conditions.ROUTED}
+    fine |= {conditions.FITS, conditions.NO_ACCELERATOR, conditions.ROUTED, conditions.SCALING}
     for heading in TYPES:
         for first, meaning, what in rows(section(PAGE, heading)):
             told = set(re.findall(r"`([A-Z]\w+)`", first))
@@ -69,7 +69,6 @@ def test_what_the_status_says_is_in_its_section() -> None:
     for one, seen in (
         (service(), facts()),
         (service(suspend=True), facts(wanted=0)),
-        (service(autoscaling={"maxReplicas": 2}), facts(wanted=0)),
         (service(), facts(problem=conditions.Problem("WorkloadReady", "Stalled", "x"))),
     ):
         ready, *others = decide_conditions(one, seen)

@@ -27,6 +27,7 @@ class MemoryCluster:
     def __init__(self, **spec: Any) -> None:
         self.objects: dict[str, Object] = {}
         self.pods: list[Object] = []
+        self.autoscalers: list[Object] = []  # of others
         self.events: list[str] = []
         self.fit: Condition | None = None
         self.room: Room | None = None
@@ -142,7 +143,13 @@ class MemoryCluster:
     async def serves(self, _version: str, kind: str) -> bool:
         return kind not in self.absent
 
-    async def list(self, *_: str) -> list[Object]:
+    async def list(self, _version: str, kind: str, *_: str) -> list[Object]:
+        if kind == "HorizontalPodAutoscaler":
+            self.asked.append(kind)
+            if kind in self.hidden:
+                raise KubeError(403, "Forbidden", f'cannot list resource "{kind}"')
+            own = [self.objects[kind]] if kind in self.objects else []
+            return copy.deepcopy([*own, *self.autoscalers])
         return copy.deepcopy(self.pods)
 
     async def apply(self, manifest: Object) -> Object:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from tests.operator.services import NOW, facts, pod, service
 
-from octavo_operator import names, routing, schema, spec
+from octavo_operator import autoscaling, names, routing, schema, spec
 from octavo_operator.pod_load import PodLoad, report
 from octavo_operator.status import decide_status
 
@@ -106,7 +106,7 @@ def test_every_rule_says_where_and_what(
         (spec.Model, ("model",)),
         (spec.SecretRef, ("model", "secretRef")),
         (spec.Engine, ("engine",)),
-        (spec.Autoscaling, ("autoscaling",)),
+        (autoscaling.Autoscaling, ("autoscaling",)),
         (spec.Resources, ("resources",)),
         (spec.Cache, ("cache",)),
         (spec.Drain, ("drain",)),

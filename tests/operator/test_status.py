@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from tests.operator.services import EARLIER, NOW, facts, pod, service
 
-from octavo_operator.conditions import MODEL_READY, WORKLOAD_READY, Problem
+from octavo_operator.conditions import MODEL_READY, WORKLOAD_READY, Condition, Problem
 from octavo_operator.facts import Facts
 from octavo_operator.status import decide_invalid, decide_status
 from octavo_operator.transitions import decide_events
@@ -96,9 +96,11 @@ def test_everything_is_there_from_the_first_pass() -> None:
     assert status["observedGeneration"] == 3
 
 
-def test_autoscaling_is_said_not_to_work_yet() -> None:
-    status = decide_status(service(autoscaling={"maxReplicas": 4}), facts(READY), {}, NOW)
-    assert conditions(status)["AutoscalingReady"] == "False/NotYetAvailable"
+def test_autoscaling_is_what_was_found_of_it() -> None:
+    found = Condition("AutoscalingReady", "False", "NoMetrics", "why")
+    scaled = service(autoscaling={"maxReplicas": 4})
+    status = decide_status(scaled, facts(READY, autoscaling=found), {}, NOW)
+    assert conditions(status)["AutoscalingReady"] == "False/NoMetrics"
     assert conditions(status)["Ready"] == "True/Serving"
 
 

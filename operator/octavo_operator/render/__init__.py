@@ -11,6 +11,7 @@ from typing import Any
 
 from octavo_operator import names
 from octavo_operator.installation import Installation
+from octavo_operator.render.autoscaler import render_autoscaler
 from octavo_operator.render.deployment import render_deployment
 from octavo_operator.render.disruption_budget import render_disruption_budget
 from octavo_operator.render.http_route import render_http_route
@@ -21,9 +22,11 @@ from octavo_operator.spec import InferenceService
 
 __all__ = [
     "ALWAYS",
+    "AUTOSCALERS",
     "ROUTES",
     "SOMETIMES",
     "render",
+    "render_autoscaler",
     "render_deployment",
     "render_disruption_budget",
     "render_http_route",
@@ -46,6 +49,12 @@ ROUTES = {
 """As SOMETIMES, but of APIs that a cluster may lack: their troubles are RoutingReady's alone. They
 are applied in this order: nothing points at what is not there."""
 
+AUTOSCALERS = {"HorizontalPodAutoscaler": "autoscaling/v2"}
+"""As SOMETIMES, but its troubles are AutoscalingReady's alone: what is there serves on."""
+
+ASIDE = {**ROUTES, **AUTOSCALERS}
+"""What a pass makes after all else, and apart from it."""
+
 
 def render(
     service: InferenceService,
@@ -67,6 +76,7 @@ def render(
         ),
         render_service(service),
         render_disruption_budget(service),
+        *render_autoscaler(service),
         *render_inference_pool(service),
         *render_http_route(service),
     ]
