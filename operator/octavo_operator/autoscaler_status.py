@@ -18,6 +18,7 @@ from octavo_operator.conditions import (
     Condition,
     Status,
 )
+from octavo_operator.registrations import is_ours
 from octavo_operator.scaling_targets import decide_targets
 from octavo_operator.spec import InferenceService
 
@@ -58,6 +59,27 @@ def decide_autoscaling(
     least = max(1, scaling.min_replicas)
     between = f"between {least} and {scaling.max_replicas} pods, by {by}"
     return _said("True", SCALING, between)
+
+
+def with_provider(said: Condition, providers: Sequence[Mapping[str, Any]]) -> Condition:
+    """Why there are no metrics, if that is so because of who serves them: `providers` are the
+    APIServices of custom metrics.
+    """
+    if not providers:
+        why = (
+            "nobody serves custom.metrics.k8s.io: the chart's value metricsApi.enabled installs "
+            "what does"
+        )
+    elif others := [each for each in providers if not is_ours(each)]:
+        service = (others[0].get("spec") or {}).get("service") or {}
+        why = (
+            f"the APIService {others[0]['metadata']['name']} belongs to "
+            f"{service.get('namespace')}/{service.get('name')}, so Octavo's metrics API registers "
+            "none"
+        )
+    else:
+        return said
+    return _said("False", NO_METRICS, f"the number of pods stays: {why}")
 
 
 def scales(autoscaler: Mapping[str, Any], service: InferenceService) -> bool:

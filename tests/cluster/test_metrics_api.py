@@ -184,3 +184,31 @@ def test_anothers_version_keeps_ours_away(
         40,
     )
     metrics_api.wait_until_available()
+
+
+def test_a_namespace_is_deleted_while_the_metrics_api_is_gone(
+    client: Client, metrics_api: MetricsApi
+) -> None:
+    name = "goes-without-metrics"
+    own = path_of("v1", "Namespace", name=name)
+    metrics_api.kill()
+    try:
+        wait_for("it is not available", lambda: not metrics_api.available(), 60)
+        client.create(path_of("v1", "Namespace"), {"metadata": {"name": name}})
+        client.delete(own)
+
+        def hangs() -> bool:
+            told = (client.find(own) or {}).get("status", {}).get("conditions", ())
+            return any(
+                (each["type"], each["status"]) == ("NamespaceDeletionDiscoveryFailure", "True")
+                for each in told
+            )
+
+        wait_for("it hangs", hangs, 30, lambda: client.find(own))
+        # The operator waits for a minute, and the controller of namespaces backs off.
+        wait_for("it is gone", lambda: client.find(own) is None, 150, lambda: client.find(own))
+        registered = path_of(APIREGISTRATION, "APIService", name=f"v1beta2.{GROUP}")
+        assert client.find(registered) is None
+    finally:
+        metrics_api.begin_again()
+    metrics_api.wait_until_available()
