@@ -79,7 +79,7 @@ def with_provider(said: Condition, providers: Sequence[Mapping[str, Any]]) -> Co
         )
     else:
         return said
-    return _said("False", NO_METRICS, f"the number of pods stays: {why}")
+    return _said("False", NO_METRICS, f"{said.message}; {why}")
 
 
 def scales(autoscaler: Mapping[str, Any], service: InferenceService) -> bool:
