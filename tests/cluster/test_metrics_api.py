@@ -67,8 +67,8 @@ def raw(cluster: Cluster, path: str, **options: Any) -> Any:
     return done.stderr if done.returncode else json.loads(done.stdout)
 
 
-def value(cluster: Cluster, path: str) -> str:
-    found = raw(cluster, path)
+def value(cluster: Cluster, path: str, **options: Any) -> str:
+    found = raw(cluster, path, **options)
     return found if isinstance(found, str) else found["items"][0]["value"]
 
 
@@ -90,10 +90,15 @@ def test_values_through_the_api_server(
     servers[0].load |= {"waiting": 7, "running": 2}
     servers[1].load |= {"waiting": 1}
     wait_for("what they say", lambda: value(cluster, depth) == "8")
-    assert value(cluster, f"{service}/octavo_demand") == "10"
+    # Whichever replica answers: each asks the pods at a moment of its own.
+    wait_for("their sum", lambda: value(cluster, f"{service}/octavo_demand") == "10")
     pods = f"{ROOT}/namespaces/{namespace}/pods/*/octavo_running"
-    found = raw(cluster, f"{pods}?labelSelector=octavo.dev%2Fservice%3Da")
-    assert sorted(each["value"] for each in found["items"]) == ["0", "2"]
+
+    def running() -> list[str]:
+        found = raw(cluster, f"{pods}?labelSelector=octavo.dev%2Fservice%3Da")
+        return sorted(each["value"] for each in found["items"])
+
+    wait_for("each pod's own", lambda: running() == ["0", "2"])
     old = raw(cluster, depth.replace("v1beta2", "v1beta1"))
     assert old["items"][0]["metricName"] == "octavo_queue_depth"
 
@@ -112,7 +117,7 @@ def test_values_through_the_api_server(
     wait_for("again", lambda: value(cluster, depth) == "8")
     # The controller that reads metrics for HPAs may, by Kubernetes' own rules.
     hpa = cluster.service_account_kubeconfig("kube-system", "horizontal-pod-autoscaler")
-    assert raw(cluster, depth, kubeconfig=hpa)["items"][0]["value"] == "8"
+    wait_for("its right", lambda: value(cluster, depth, kubeconfig=hpa) == "8")
 
 
 def test_who_is_refused(
