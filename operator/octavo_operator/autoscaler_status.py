@@ -19,6 +19,7 @@ from octavo_operator.conditions import (
     Condition,
     Status,
 )
+from octavo_operator.registrations import is_ours
 from octavo_operator.scaling_targets import decide_targets
 from octavo_operator.spec import InferenceService
 
@@ -61,6 +62,27 @@ def decide_autoscaling(
     return _said("True", SCALING, between)
 
 
+def with_provider(said: Condition, providers: Sequence[Mapping[str, Any]]) -> Condition:
+    """Why there are no metrics, if that is so because of who serves them: `providers` are the
+    APIServices of custom metrics.
+    """
+    if not providers:
+        why = (
+            "nobody serves custom.metrics.k8s.io: the chart's value metricsApi.enabled installs "
+            "what does"
+        )
+    elif others := [each for each in providers if not is_ours(each)]:
+        service = (others[0].get("spec") or {}).get("service") or {}
+        why = (
+            f"the APIService {others[0]['metadata']['name']} belongs to "
+            f"{service.get('namespace')}/{service.get('name')}, so Octavo's metrics API registers "
+            "none"
+        )
+    else:
+        return said
+    return _said("False", NO_METRICS, f"{said.message}; {why}")
+
+
 def scales(autoscaler: Mapping[str, Any], service: InferenceService) -> bool:
     """Whether it scales the InferenceService, or its Deployment behind its back."""
     target = (autoscaler.get("spec") or {}).get("scaleTargetRef") or {}
@@ -74,15 +96,12 @@ def looks_of(autoscaler: Mapping[str, Any]) -> Any:
     the time.
     """
     told = (autoscaler.get("status") or {}).get("conditions") or ()
-    return autoscaler.get("spec"), [
-        [
-            *(each.get(key) for key in ("type", "status", "reason")),
-            re.sub(r"\d+ s\b", "", str(each.get("message")))
-            if each.get("status") == "False"
-            else "",
-        ]
-        for each in told
-    ]
+    return autoscaler.get("spec"), [_look_of(each) for each in told]
+
+
+def _look_of(told: Mapping[str, Any]) -> list[Any]:
+    words = str(told.get("message")) if told.get("status") == "False" else ""
+    return [*(told.get(key) for key in ("type", "status", "reason")), re.sub(r"\d+ s\b", "", words)]
 
 
 def _named(others: Sequence[str]) -> str:

@@ -10,18 +10,20 @@ from collections.abc import Mapping
 from typing import Any
 
 from octavo_operator.apply import Refused, apply, find_conflict
-from octavo_operator.autoscaler_status import decide_autoscaling, scales
+from octavo_operator.autoscaler_status import decide_autoscaling, scales, with_provider
 from octavo_operator.conditions import (
     AUTOSCALER_REFUSED,
     AUTOSCALING_READY,
     FORBIDDEN,
     NAME_CONFLICT,
+    NO_METRICS,
     PROGRESSING,
     Condition,
 )
 from octavo_operator.foreign import describe_foreign_change
 from octavo_operator.kube import Kube, KubeError
 from octavo_operator.observe import read_extras
+from octavo_operator.registrations import find_providers
 from octavo_operator.render import AUTOSCALERS
 from octavo_operator.spec import InferenceService
 
@@ -89,7 +91,13 @@ class Autoscalers:
             if error.code == 409:
                 raise  # it was replaced meanwhile: the next pass knows more
             return self._explain(error)
-        return decide_autoscaling(self._service, self._live, self._others)
+        said = decide_autoscaling(self._service, self._live, self._others)
+        if said is None or said.reason != NO_METRICS:
+            return said
+        try:
+            return with_provider(said, await find_providers(self._kube))
+        except KubeError:  # an operator of some namespaces has no right on them
+            return said
 
     async def _apply(self, deployment: Mapping[str, Any] | None) -> Condition | None:
         """A second one beside somebody else's would fight it, so that none is made there."""

@@ -42,6 +42,7 @@ from octavo_operator.pod_http import PodHttp
 from octavo_operator.pod_loads import PodLoads
 from octavo_operator.queue import BATCH_SECONDS, Key, Queue, work
 from octavo_operator.reconcile import Means, reconcile
+from octavo_operator.registrations import Registrations
 from octavo_operator.render.defaults import render_defaults
 from octavo_operator.render.merge import merge
 from octavo_operator.route_watch import RouteWatch
@@ -306,6 +307,7 @@ async def serve(
     )
     tasks = [asyncio.ensure_future(work(queue, do)) for _ in range(WORKERS)]
     tasks.append(asyncio.ensure_future(loads.run()))
+    tasks.append(asyncio.ensure_future(Registrations(kube).run()))
     every = options.resync_seconds
     tasks.append(
         asyncio.ensure_future(enqueue_all(kube, queue, metrics, options.namespaces, every))

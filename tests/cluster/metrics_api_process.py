@@ -80,9 +80,9 @@ class MetricsApi:
         return "\n".join(each.log.read_text(errors="replace") for each in self._daemons)
 
     def wait_until_available(self) -> None:
-        wait_for("the API server asks for metrics here", self._available, 60, lambda: self.logs)
+        wait_for("the API server asks for metrics here", self.available, 60, lambda: self.logs)
 
-    def _available(self) -> bool:
+    def available(self) -> bool:
         for each in self._daemons:
             each.raise_if_dead()
         found = [
@@ -103,9 +103,17 @@ class MetricsApi:
         """That the replicas show."""
         return {ssl.get_server_certificate(("127.0.0.1", port), timeout=10) for port in self.ports}
 
-    def stop(self) -> None:
+    def kill(self) -> None:
+        """All replicas at once; what they registered stays."""
         for each in self._daemons:
             each.stop()
+        self._daemons = []
+
+    def begin_again(self) -> None:
+        self._daemons = [self._start(port) for port in self.ports]
+
+    def stop(self) -> None:
+        self.kill()
         for version in ("v1beta1", "v1beta2"):
             self._cluster.client.delete(
                 path_of(APIREGISTRATION, "APIService", name=f"{version}.{GROUP}")

@@ -130,11 +130,8 @@ def test_up_with_the_queue_held_by_the_demand_and_down(scaled: Scaled) -> None:
 def no_metrics(scaled: Scaled) -> str:
     said = scaled.says()
     # At first one of them may be silent for longer than the others.
-    return (
-        str(said["message"])
-        if said["reason"] == "NoMetrics" and "3 of 3" in said["message"]
-        else ""
-    )
+    all_of_them = said["reason"] == "NoMetrics" and "3 of 3" in said["message"]
+    return str(said["message"]) if all_of_them else ""
 
 
 def wait_held(scaled: Scaled, replicas: int, seconds: float) -> None:

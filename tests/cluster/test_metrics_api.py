@@ -67,8 +67,8 @@ def raw(cluster: Cluster, path: str, **options: Any) -> Any:
     return done.stderr if done.returncode else json.loads(done.stdout)
 
 
-def value(cluster: Cluster, path: str) -> str:
-    found = raw(cluster, path)
+def value(cluster: Cluster, path: str, **options: Any) -> str:
+    found = raw(cluster, path, **options)
     return found if isinstance(found, str) else found["items"][0]["value"]
 
 
@@ -83,17 +83,22 @@ def test_values_through_the_api_server(
     found = raw(cluster, ROOT)
     assert "pods/octavo_demand" in {each["name"] for each in found["resources"]}
     assert len(metrics_api.certificates()) == 1
-    assert GROUP in cluster.kubectl("api-versions").stdout
+    wait_for("its discovery", lambda: GROUP in cluster.kubectl("api-versions").stdout)
 
     depth = f"{service}/octavo_queue_depth"
     wait_for("an explicit 0", lambda: value(cluster, depth) == "0", 30, lambda: raw(cluster, depth))
     servers[0].load |= {"waiting": 7, "running": 2}
     servers[1].load |= {"waiting": 1}
     wait_for("what they say", lambda: value(cluster, depth) == "8")
-    assert value(cluster, f"{service}/octavo_demand") == "10"
+    # Whichever replica answers: each asks the pods at a moment of its own.
+    wait_for("their sum", lambda: value(cluster, f"{service}/octavo_demand") == "10")
     pods = f"{ROOT}/namespaces/{namespace}/pods/*/octavo_running"
-    found = raw(cluster, f"{pods}?labelSelector=octavo.dev%2Fservice%3Da")
-    assert sorted(each["value"] for each in found["items"]) == ["0", "2"]
+
+    def running() -> list[str]:
+        found = raw(cluster, f"{pods}?labelSelector=octavo.dev%2Fservice%3Da")
+        return sorted(each["value"] for each in found["items"])
+
+    wait_for("each pod's own", lambda: running() == ["0", "2"])
     old = raw(cluster, depth.replace("v1beta2", "v1beta1"))
     assert old["items"][0]["metricName"] == "octavo_queue_depth"
 
@@ -101,8 +106,10 @@ def test_values_through_the_api_server(
         each.broken = True
     found = wait_for(
         "no number that is too old",
-        lambda: text if "2 of 2" in str(text := raw(cluster, depth)) else None,
+        # Both are asked in one second, but not at once.
+        lambda: text if "2 of 2" in (text := str(raw(cluster, depth))) else None,
         60,
+        lambda: raw(cluster, depth),
     )
     assert "no sample for 3" in found and "(2 of 2 pods failed)" in found
     for each in servers:
@@ -110,7 +117,7 @@ def test_values_through_the_api_server(
     wait_for("again", lambda: value(cluster, depth) == "8")
     # The controller that reads metrics for HPAs may, by Kubernetes' own rules.
     hpa = cluster.service_account_kubeconfig("kube-system", "horizontal-pod-autoscaler")
-    assert raw(cluster, depth, kubeconfig=hpa)["items"][0]["value"] == "8"
+    wait_for("its right", lambda: value(cluster, depth, kubeconfig=hpa) == "8")
 
 
 def test_who_is_refused(
@@ -181,4 +188,32 @@ def test_anothers_version_keeps_ours_away(
         ),
         40,
     )
+    metrics_api.wait_until_available()
+
+
+def test_a_namespace_is_deleted_while_the_metrics_api_is_gone(
+    client: Client, metrics_api: MetricsApi
+) -> None:
+    name = "goes-without-metrics"
+    own = path_of("v1", "Namespace", name=name)
+    metrics_api.kill()
+    try:
+        wait_for("it is not available", lambda: not metrics_api.available(), 60)
+        client.create(path_of("v1", "Namespace"), {"metadata": {"name": name}})
+        client.delete(own)
+
+        def hangs() -> bool:
+            told = (client.find(own) or {}).get("status", {}).get("conditions", ())
+            return any(
+                (each["type"], each["status"]) == ("NamespaceDeletionDiscoveryFailure", "True")
+                for each in told
+            )
+
+        wait_for("it hangs", hangs, 30, lambda: client.find(own))
+        # The operator waits for a minute, and the controller of namespaces backs off.
+        wait_for("it is gone", lambda: client.find(own) is None, 150, lambda: client.find(own))
+        registered = path_of(APIREGISTRATION, "APIService", name=f"v1beta2.{GROUP}")
+        assert client.find(registered) is None
+    finally:
+        metrics_api.begin_again()
     metrics_api.wait_until_available()

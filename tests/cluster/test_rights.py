@@ -34,7 +34,9 @@ OF_SCALE_DOWN, OF_REMOVAL = "patch pods", "delete networkpolicies"
 OF_SCALING = {f"{verb} horizontalpodautoscalers" for verb in ("create", "patch")}
 OF_REMOVALS = (OF_REMOVAL, "delete horizontalpodautoscalers")
 OF_ROLLOUT = ("create pods", "get persistentvolumeclaims")
-LATER = (OF_SCALE_DOWN, *OF_REMOVALS, *OF_ROLLOUT)
+OF_A_METRICS_API_THAT_IS_GONE = "delete apiservices"
+"""tests/cluster/test_metrics_api.py needs it."""
+LATER = (OF_SCALE_DOWN, *OF_REMOVALS, *OF_ROLLOUT, OF_A_METRICS_API_THAT_IS_GONE)
 """What nothing needs before somebody changes his mind."""
 MADE = ("deployments", "services", "poddisruptionbudgets", "networkpolicies")
 IN_CONDITIONS = {
@@ -167,7 +169,7 @@ def reaches_beyond(rule: dict[str, Any], everywhere: bool) -> bool:
     """
     if everywhere:
         return bool(rule["resources"] != ["leases"])
-    return bool(rule["resources"] == ["nodes"])
+    return rule["resources"] in (["nodes"], ["apiservices"])
 
 
 def missing(right: str) -> str:
@@ -381,4 +383,4 @@ def test_what_it_must_never_have(word: str) -> None:
 
 def test_what_it_may_delete() -> None:
     deleting = [rule["resources"] for rule in all_rules() if "delete" in rule["verbs"]]
-    assert deleting == [["networkpolicies"], ["horizontalpodautoscalers"]]
+    assert deleting == [["networkpolicies"], ["horizontalpodautoscalers"], ["apiservices"]]

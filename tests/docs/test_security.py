@@ -45,7 +45,8 @@ def test_the_table_of_rights_is_the_charts(part: str) -> None:
 def test_it_says_what_is_deleted() -> None:
     deletes = {each for rule in RULES if "delete" in rule["verbs"] for each in rule["resources"]}
     assert deletes == {
-        "horizontalpodautoscalers", "httproutes", "inferencepools", "networkpolicies",
+        "apiservices", "horizontalpodautoscalers", "httproutes", "inferencepools",
+        "networkpolicies",
     }  # fmt: skip
     assert "`httproutes`, `inferencepools` |" in PAGE
     assert "Else it deletes NetworkPolicies and HorizontalPodAutoscalers of its own alone" in PAGE

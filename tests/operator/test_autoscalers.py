@@ -169,3 +169,30 @@ def test_its_figures_ask_for_no_pass() -> None:
     assert failing("no sample for 31 s (2 of 2)") == failing("no sample for 34 s (2 of 2)")
     assert failing("no sample for 31 s (1 of 2)") != failing("no sample for 31 s (2 of 2)")
     assert looks_of({**one, "spec": {"maxReplicas": 5}}) != looks_of(one)
+
+
+def test_who_has_the_metrics_is_told_where_there_are_none() -> None:
+    cluster = scaled()
+    says(
+        cluster, ("AbleToScale", "True", "Ok"), ("ScalingActive", "False", "FailedGetObjectMetric")
+    )
+
+    def message(made_by: str = "") -> str:
+        if made_by:
+            labels = {"app.kubernetes.io/name": made_by, names.MANAGED_BY_LABEL: made_by}
+            cluster.objects["APIService"] = {
+                "metadata": {"name": "v1beta1.custom.metrics.k8s.io", "labels": labels},
+                "spec": {"service": {"namespace": "monitoring", "name": "adapter"}},
+            }
+        found = cluster.pass_over()["AutoscalingReady"]
+        assert found["reason"] == "NoMetrics"
+        return str(found["message"])
+
+    assert "metricsApi.enabled" in message()
+    assert "its own words" in message("octavo")
+    assert "belongs to monitoring/adapter" in message("adapter")
+    cluster.hidden = ("APIService",)
+    assert "its own words" in message()
+    says(cluster, ("AbleToScale", "True", "Ok"), ("ScalingActive", "True", "ValidMetricFound"))
+    cluster.pass_over()
+    assert "APIService" not in cluster.asked
