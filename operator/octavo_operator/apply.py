@@ -54,7 +54,9 @@ async def apply(
             raise Refused(
                 Problem(
                     WORKLOAD_READY,
-                    conditions.INVALID_POD_TEMPLATE,
+                    conditions.INVALID_POD_TEMPLATE
+                    if manifest["kind"] == "Deployment"
+                    else conditions.OBJECT_REFUSED,
                     f"the API server refuses the {what}; what runs stays: {error}",
                 )
             ) from error

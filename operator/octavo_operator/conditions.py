@@ -35,6 +35,7 @@ SUSPENDED = "Suspended"
 # Reasons of a failure that the manifest's owner can do something about.
 INVALID_SPEC = "InvalidSpec"
 INVALID_POD_TEMPLATE = "InvalidPodTemplate"
+OBJECT_REFUSED = "ObjectRefused"
 NAME_CONFLICT = "NameConflict"
 FORBIDDEN = "Forbidden"
 PODS_REFUSED = "PodsRefused"

@@ -18,14 +18,19 @@ _LONGEST_MESSAGE = 1024
 COMPONENT = "octavo-operator"
 
 AGAIN_SECONDS = 600.0
-"""The same words about the same object are said once in so long: of a condition that comes and
-goes, or of somebody who keeps changing what we set back."""
+"""The same words about the same object are said once in so long: of somebody who keeps changing
+what we set back."""
+
+RETURN_SECONDS = 60.0
+"""Once in so long where others came between: a condition that comes back is news, one that comes
+and goes all the time is not."""
 
 _MOST = 10_000
 
 log = logging.getLogger(__name__)
 
 _said: dict[tuple[str, str, str], float] = {}
+_latest: dict[str, tuple[str, str, str]] = {}
 
 
 async def post_event(kube: Kube, regarding: dict[str, Any], event: Event, now: str) -> None:
@@ -68,12 +73,15 @@ async def post_event(kube: Kube, regarding: dict[str, Any], event: Event, now: s
 
 
 def _is_new(words: tuple[str, str, str], clock: Callable[[], float] = time.monotonic) -> bool:
-    """Whether they were not said for `AGAIN_SECONDS`; now they were."""
-    now = clock()
-    if (said := _said.pop(words, None)) is not None and now < said + AGAIN_SECONDS:
+    """Whether they are worth saying now: then they were said."""
+    now, uid = clock(), words[0]
+    patience = AGAIN_SECONDS if _latest.get(uid) == words else RETURN_SECONDS
+    if (said := _said.pop(words, None)) is not None and now < said + patience:
         _said[words] = said
         return False
-    while len(_said) >= _MOST:
-        _said.pop(next(iter(_said)))
+    for each in (_said, _latest):
+        while len(each) >= _MOST:
+            each.pop(next(iter(each)))  # type: ignore[call-overload]
     _said[words] = now
+    _latest[uid] = words
     return True

@@ -10,7 +10,7 @@ PLURAL = "inferenceservices"
 
 FIELD_MANAGER = "octavo"
 CONTAINER = "octavo"
-FETCH_CONTAINER = "fetch"
+FETCH_CONTAINER = "octavo-fetch"
 PORT = 8000
 PORT_NAME = "http"
 SERVICE_PORT = 80

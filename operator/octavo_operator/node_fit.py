@@ -81,7 +81,10 @@ def _matches(labels: Mapping[str, str], rule: Mapping[str, Any]) -> bool:
         case "DoesNotExist":
             return found is None
         case "Gt" | "Lt" as operator if found is not None and found.lstrip("-").isdecimal():
-            bound = int(values[0])
+            try:
+                bound = int(values[0])
+            except (LookupError, ValueError):
+                return False  # the API server will refuse it
             return int(found) > bound if operator == "Gt" else int(found) < bound
     return False
 

@@ -102,8 +102,16 @@ def read_pod_defaults(path: Path) -> PodDefaults:
         ]
         more = f"; and {len(wrong) - _TOLD} more" if len(wrong) > _TOLD else ""
         raise UnreadableDefaults(f"{path}: {'; '.join(wrong[:_TOLD])}{more}") from None
+    except yaml.MarkedYAMLError as error:
+        # NOTE: never the line itself, as the error's own text has it: it may hold a password.
+        mark = error.problem_mark or error.context_mark
+        where = "" if mark is None else f" (line {mark.line + 1}, column {mark.column + 1})"
+        said = error.problem or error.context or "it cannot be read"
+        raise UnreadableDefaults(f"{path}: not YAML: {said}{where}") from None
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
-        raise UnreadableDefaults(f"{path}: not YAML: {' '.join(str(error).split())}") from None
+        raise UnreadableDefaults(f"{path}: not YAML: {type(error).__name__}") from None
+    except ValueError as error:
+        raise UnreadableDefaults(f"{path}: not YAML: {error}") from None  # an impossible date
 
 
 def _path(steps: tuple[int | str, ...]) -> str:

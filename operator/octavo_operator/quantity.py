@@ -13,7 +13,11 @@ _FACTORS = {
     **{letter: Decimal(1000) ** power for power, letter in enumerate("kMGTPE", start=1)},
     **{f"{letter}i": Decimal(1024) ** power for power, letter in enumerate("KMGTPE", start=1)},
 }
-_PATTERN = re.compile(r"([0-9]+(?:\.[0-9]+)?)(n|u|m|k|M|G|T|P|E|Ki|Mi|Gi|Ti|Pi|Ei)?")
+_PATTERN = re.compile(
+    r"([+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+))(?:([eE][+-]?[0-9]{1,3})|(n|u|m|k|M|G|T|P|E|Ki|Mi|Gi|Ti|Pi|Ei))?",
+    re.ASCII,
+)
+"""https://kubernetes.io/docs/reference/kubernetes-api/common-definitions/quantity"""
 
 
 def parse_quantity(value: str | int | float) -> Decimal:
@@ -21,4 +25,4 @@ def parse_quantity(value: str | int | float) -> Decimal:
     match = _PATTERN.fullmatch(str(value))
     if match is None:
         raise ValueError(f"{value!r} is not an amount such as 4, 500m or 16Gi")
-    return Decimal(match[1]) * _FACTORS[match[2] or ""]
+    return Decimal(match[1] + (match[2] or "")) * _FACTORS[match[3] or ""]

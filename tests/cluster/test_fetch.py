@@ -68,7 +68,7 @@ def test_how_far_it_is_and_then_it_serves(
     assert " MiB, " in told["message"] and told["message"].endswith(" MB/s")
     (pod,) = pods_of(client, namespace, "tiny")
     (status,) = pod["status"]["initContainerStatuses"]
-    assert status["name"] == "fetch" and "running" in status["state"]
+    assert status["name"] == "octavo-fetch" and "running" in status["state"]
 
     hub.go_on.set()
     wait_until_ready(cluster, namespace, "tiny")

@@ -18,7 +18,7 @@ def fetching(ip: str = "10.0.0.1") -> dict[str, Any]:
     return {
         "podIP": ip,
         "phase": "Pending",
-        "initContainerStatuses": [{"name": "fetch", "state": {"running": {}}}],
+        "initContainerStatuses": [{"name": "octavo-fetch", "state": {"running": {}}}],
     }
 
 
@@ -64,7 +64,7 @@ def test_the_furthest_pod_is_told_of() -> None:
 
 def test_which_pods_fetch() -> None:
     assert is_fetching({"status": fetching()})
-    done = [{"name": "fetch", "state": {"terminated": {"exitCode": 0}}}]
+    done = [{"name": "octavo-fetch", "state": {"terminated": {"exitCode": 0}}}]
     assert not is_fetching({"status": {"initContainerStatuses": done}})
     other = [{"name": "wait", "state": {"running": {}}}]
     assert not is_fetching({"status": {"initContainerStatuses": other}})

@@ -28,6 +28,7 @@ def post(server: Server, message: str, uid: str, reason: str = "R") -> None:
 
 def test_the_same_words_once_in_ten_minutes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_said", {})
+    monkeypatch.setattr(module, "_latest", {})
     server, now = Server(), 0.0
     monkeypatch.setattr(module.time, "monotonic", lambda: now)
     monkeypatch.setattr(module._is_new, "__defaults__", (lambda: now,))
@@ -47,3 +48,18 @@ def test_what_is_remembered_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     for uid in "abcd":
         post(server, "x", uid)
     assert len(module._said) == 3
+
+
+def test_what_comes_back_is_news_but_not_all_the_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_said", {})
+    monkeypatch.setattr(module, "_latest", {})
+    server, now = Server(), 0.0
+    monkeypatch.setattr(module._is_new, "__defaults__", (lambda: now,))
+    for seconds in range(0, 70, 10):
+        now = float(seconds)
+        post(server, "rolls", "1")
+        post(server, "serves", "1")
+    assert server.messages == ["rolls", "serves"] * 2
+    now += 300
+    post(server, "serves", "1")  # nothing came between
+    assert server.messages == ["rolls", "serves"] * 2

@@ -17,7 +17,7 @@ def pod(**spec: Any) -> dict[str, Any]:
 
 
 def fetch(**spec: Any) -> dict[str, Any]:
-    (found,) = (each for each in pod(**spec)["initContainers"] if each["name"] == "fetch")
+    (found,) = (each for each in pod(**spec)["initContainers"] if each["name"] == "octavo-fetch")
     assert isinstance(found, dict)
     return found
 
@@ -94,13 +94,13 @@ def test_another_server_fetches_for_itself(server: dict[str, Any]) -> None:
 def test_the_manifests_own_come_first() -> None:
     mine = [{"name": "certificates", "image": "a"}]
     made = pod(podTemplate={"spec": {"initContainers": mine}})["initContainers"]
-    assert [each["name"] for each in made] == ["certificates", "fetch"]
+    assert [each["name"] for each in made] == ["certificates", "octavo-fetch"]
 
 
 def test_one_of_its_name_is_merged_over_it_in_its_place() -> None:
     mine = [
         {
-            "name": "fetch",
+            "name": "octavo-fetch",
             "env": [{"name": "A", "value": "1"}],
             "resources": {"limits": {"cpu": 1}},
         },
@@ -114,7 +114,7 @@ def test_one_of_its_name_is_merged_over_it_in_its_place() -> None:
 
 
 def test_an_image_without_the_command_can_do_without_it() -> None:
-    mine = [{"name": "fetch", "command": ["true"]}]
+    mine = [{"name": "octavo-fetch", "command": ["true"]}]
     made = fetch(podTemplate={"spec": {"initContainers": mine}})
     assert made["command"] == ["true"]
 
@@ -130,3 +130,21 @@ def test_an_image_without_the_command_can_do_without_it() -> None:
 )
 def test_nonsense_is_the_api_servers_to_refuse(spec: dict[str, Any]) -> None:
     pod(podTemplate={"spec": spec})
+
+
+def test_a_container_of_somebody_elses_named_fetch_is_none_of_ours() -> None:
+    """Names of init and other containers are one set, which the API server looks at."""
+    logs = {"name": "fetch", "image": "logs"}
+    copies = {"name": "fetch", "image": "aws-cli", "command": ["aws", "s3", "sync", "s3://a", "/b"]}
+    made = pod(podTemplate={"spec": {"containers": [logs]}})
+    found = [each["name"] for each in [*made["initContainers"], *made["containers"]]]
+    assert sorted(found) == sorted(set(found))
+    made = pod(podTemplate={"spec": {"initContainers": [copies]}})
+    assert made["initContainers"][0] == copies
+    assert [each["name"] for each in made["initContainers"]] == ["fetch", "octavo-fetch"]
+
+
+def test_another_program_in_its_place_gets_none_of_its_arguments() -> None:
+    mine = {"name": "octavo-fetch", "command": ["aws", "s3", "sync", "s3://a", "/b"]}
+    (made,) = pod(podTemplate={"spec": {"initContainers": [mine]}})["initContainers"]
+    assert "args" not in made and made["command"] == mine["command"]

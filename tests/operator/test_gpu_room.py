@@ -199,3 +199,10 @@ def test_pods_that_may_not_be_scheduled_yet_take_nothing() -> None:
     queued = pod("job", 1, phase="Pending")
     queued["spec"]["schedulingGates"] = [{"name": "kueue.x-k8s.io/admission"}]
     assert look(Nodes(node("a", 1), **{"": [queued]}), template(1)) is Room.NOW
+
+
+def test_another_pods_amount_with_an_exponent_is_an_amount() -> None:
+    """129e6 is one of the documentation's own examples of memory."""
+    other = pod("p", 1)
+    other["spec"]["containers"][1]["resources"] = {"requests": {"memory": "129e6"}}
+    assert look(Nodes(node("a", 2), a=[other]), template(1)) is Room.NOW

@@ -14,6 +14,16 @@ from octavo_operator.render.merge import merge
     [
         ({"a": {"b": 1, "c": 2}}, {"a": {"b": 3}}, {"a": {"b": 3, "c": 2}}),
         ({"a": 1}, {"a": None}, {}),
+        (
+            {"preStop": {"sleep": {"seconds": 5}}, "p": {"httpGet": {"path": "/a"}, "x": 1}},
+            {"preStop": {"exec": {"command": ["a"]}}, "p": {"tcpSocket": {"port": 1}}},
+            {"preStop": {"exec": {"command": ["a"]}}, "p": {"tcpSocket": {"port": 1}, "x": 1}},
+        ),
+        (
+            {"p": {"httpGet": {"path": "/a", "port": 1}}},
+            {"p": {"httpGet": {"path": "/b"}, "periodSeconds": 3}},
+            {"p": {"httpGet": {"path": "/b", "port": 1}, "periodSeconds": 3}},
+        ),
         ({"args": ["x"]}, {"args": ["y"]}, {"args": ["y"]}),
         (
             {"containers": [{"name": "octavo", "image": "i"}]},

@@ -76,9 +76,9 @@ def test_all_of_it_reaches_the_pods(tmp_path: Path) -> None:
     assert (
         variables["SSL_CERT_FILE"] == variables["REQUESTS_CA_BUNDLE"] == "/etc/octavo/ca/bundle.crt"
     )
-    (mount,) = [m for m in spec["containers"][0]["volumeMounts"] if m["name"] == "ca-bundle"]
+    (mount,) = [m for m in spec["containers"][0]["volumeMounts"] if m["name"] == "octavo-ca-bundle"]
     assert (mount["mountPath"], mount["readOnly"]) == ("/etc/octavo/ca", True)
-    (volume,) = [each for each in spec["volumes"] if each["name"] == "ca-bundle"]
+    (volume,) = [each for each in spec["volumes"] if each["name"] == "octavo-ca-bundle"]
     items = [{"key": "ca.crt", "path": "bundle.crt"}]
     assert volume["configMap"] == {"name": "company-ca", "items": items}
 
@@ -239,3 +239,36 @@ def test_an_inherited_label_that_changes_waits_too() -> None:
     cluster.edit(annotations={names.UPGRADE_ANNOTATION: "1"})
     cluster.pass_over()
     assert cluster.deployment["spec"]["template"]["metadata"]["labels"][QUEUE] == "batch"
+
+
+def test_a_bad_file_does_not_put_its_values_into_the_log(tmp_path: Path) -> None:
+    with pytest.raises(UnreadableDefaults) as error:
+        read(tmp_path, 'env: [{name: HTTPS_PROXY, value: "http://u:hunter2@proxy:3128}]')
+    with pytest.raises(UnreadableDefaults) as other:
+        read(tmp_path, "env:\n- {name: P, value: http://u:hunter2@proxy, }}\n")
+    assert "hunter2" not in str(error.value) + str(other.value)
+
+
+@pytest.mark.parametrize("value", ["2026-02-30", "2026-13-01"])
+def test_a_date_that_is_none_is_told_in_a_line(tmp_path: Path, value: str) -> None:
+    with pytest.raises(UnreadableDefaults):
+        read(tmp_path, f"annotations: {{example.com/since: {value}}}")
+
+
+def test_the_ca_bundle_stays_beside_a_volume_of_the_manifests_of_that_name() -> None:
+    mine = {"name": "ca-bundle", "configMap": {"name": "mine"}}
+    mount = {"name": "ca-bundle", "mountPath": "/mine"}
+    own = service(
+        podTemplate={
+            "spec": {
+                "volumes": [mine],
+                "containers": [{"name": "octavo", "volumeMounts": [mount]}],
+            }
+        }
+    )
+    made = template({"caBundle": {"configMap": "company-ca"}}, own)["spec"]
+    mounts = {each["mountPath"]: each["name"] for each in made["containers"][0]["volumeMounts"]}
+    volumes = {each["name"]: each for each in made["volumes"]}
+    env = {each["name"]: each.get("value", "") for each in made["containers"][0]["env"]}
+    assert env["SSL_CERT_FILE"].startswith("/etc/octavo/ca/")
+    assert volumes[mounts["/etc/octavo/ca"]]["configMap"]["name"] == "company-ca"

@@ -9,7 +9,7 @@ from tests.operator.services import service
 
 from octavo_operator import names
 from octavo_operator.drain import PRE_STOP_SECONDS, STOP_SECONDS
-from octavo_operator.render import render
+from octavo_operator.render import render, render_deployment
 from octavo_operator.render.deployment import choose_image
 from octavo_operator.replicas import read_replicas
 
@@ -229,3 +229,18 @@ def test_rendering_leaves_the_manifest_alone() -> None:
     one = service(podTemplate={"spec": {"tolerations": [{"key": "a"}]}})
     assert render(one) == render(one)
     assert one.spec.pod_template == {"spec": {"tolerations": [{"key": "a"}]}}
+
+
+def test_only_extra_arguments_may_name_variables() -> None:
+    """Names of models are shown to everybody; with the key in one it would be no secret."""
+    key = "$(OCTAVO_API_KEY)"
+    one = service(
+        model={"names": [key], "chatTemplate": key}, engine={"extraArgs": [f"--seed={key}"]}
+    )
+    container = render_deployment(one, image="i", replicas=1)["spec"]["template"]["spec"]
+    args = container["containers"][0]["args"]
+    assert f"--served-model-name=${key}" in args and f"--chat-template=${key}" in args
+    assert args[-1] == f"--seed={key}"
+    one = service(uri="pvc://claim/$(HF_TOKEN)")
+    container = render_deployment(one, image="i", replicas=1)["spec"]["template"]["spec"]
+    assert container["containers"][0]["command"][2] == "/models/claim/$$(HF_TOKEN)"

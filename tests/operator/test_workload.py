@@ -25,7 +25,7 @@ IMPOSSIBLE = Condition(
 UNSCHEDULABLE = {
     "conditions": [{"type": "PodScheduled", "status": "False", "reason": "Unschedulable"}]
 }
-FETCHES = {"name": "fetch", "state": {"running": {}}}
+FETCHES = {"name": "octavo-fetch", "state": {"running": {}}}
 
 
 def later(seconds: float) -> str:
@@ -136,7 +136,7 @@ def test_pods_that_fail_are_given_up_though_a_further_edit_is_held() -> None:
 def test_restarts_of_the_fetch_are_not_the_servers() -> None:
     """The Hub blinked twice; then the server ended for the first time."""
     cluster = edited(Room.NOW)
-    done = {"name": "fetch", "restartCount": 2, "ready": True,
+    done = {"name": "octavo-fetch", "restartCount": 2, "ready": True,
             "state": {"terminated": {"exitCode": 0}}}  # fmt: skip
     cluster.has_pods(cluster.pod_of(**crashed(1, initContainerStatuses=[done])))
     cluster.pass_over()

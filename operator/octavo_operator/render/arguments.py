@@ -58,8 +58,7 @@ def render_arguments(service: InferenceService) -> list[str]:
     if isinstance(source, HubModel) and source.revision is not None:
         arguments.append(f"--revision={source.revision}")
     if (template := service.spec.model.chat_template) is not None:
-        # Kubernetes puts variables where an argument says $(NAME); $$ is one $.
-        arguments.append("--chat-template=" + template.replace("$(", "$$("))
+        arguments.append(f"--chat-template={template}")
     if service.wants_gpu:
         arguments.append("--device=cuda")
         arguments.append(f"--gpu-memory-utilization={engine.gpu_memory_utilization}")
@@ -78,4 +77,12 @@ def render_arguments(service: InferenceService) -> list[str]:
     arguments += [f"--{flag}={value}" for flag, value in optional.items() if value is not None]
     if not engine.enable_prefix_caching:
         arguments.append("--no-enable-prefix-caching")
-    return [*arguments, *engine.extra_args]
+    # extraArgs are the command line itself, variables included.
+    return [*map(literal, arguments), *engine.extra_args]
+
+
+def literal(text: str) -> str:
+    """A word of a command line as it is: Kubernetes puts variables where one says $(NAME), the
+    clients' key among them, and $$ is one $.
+    """
+    return text.replace("$(", "$$(")

@@ -10,6 +10,7 @@ from octavo_operator.spec import InferenceService
 
 _CA_FOLDER = "/etc/octavo/ca"
 _CA_FILE = "bundle.crt"
+_CA_VOLUME = "octavo-ca-bundle"
 
 
 def render_defaults(defaults: PodDefaults, service: InferenceService) -> dict[str, Any]:
@@ -31,8 +32,11 @@ def render_defaults(defaults: PodDefaults, service: InferenceService) -> dict[st
         said.pop(key, None)
     if (bundle := defaults.ca_bundle) is not None:
         items = [{"key": bundle.key, "path": _CA_FILE}]
-        volume = {"name": "ca-bundle", "configMap": {"name": bundle.config_map, "items": items}}
-        mount = {"name": "ca-bundle", "mountPath": _CA_FOLDER, "readOnly": True}
+        volume = {
+            "name": _CA_VOLUME,
+            "configMap": {"name": bundle.config_map, "items": items},
+        }
+        mount = {"name": _CA_VOLUME, "mountPath": _CA_FOLDER, "readOnly": True}
         said["volumes"] = [volume]
         said["containers"] = [{"name": names.CONTAINER, "volumeMounts": [mount]}]
     return {"metadata": metadata, "spec": said}

@@ -10,7 +10,7 @@ from octavo_operator import names
 from octavo_operator.drain import PRE_STOP_SECONDS, grace_seconds
 from octavo_operator.installation import Installation
 from octavo_operator.pod_defaults import PodDefaults
-from octavo_operator.render.arguments import locate, render_arguments
+from octavo_operator.render.arguments import literal, locate, render_arguments
 from octavo_operator.render.defaults import default_env, render_defaults
 from octavo_operator.render.fetch import with_fetch
 from octavo_operator.render.merge import merge
@@ -142,7 +142,7 @@ def render_pod_template(
     container: dict[str, Any] = {
         "name": names.CONTAINER,
         "image": image,
-        "command": ["octavo", "serve", location.model],
+        "command": ["octavo", "serve", literal(location.model)],
         "args": render_arguments(service),
         "ports": [{"name": names.PORT_NAME, "containerPort": names.PORT, "protocol": "TCP"}],
         "env": render_env(service, location.env, default_env(defaults)),

@@ -68,9 +68,15 @@ def with_fetch(service: InferenceService, pod: dict[str, Any]) -> dict[str, Any]
     return {
         **pod,
         "initContainers": [
-            merge(fetch, each) if _is(each, names.FETCH_CONTAINER) else each for each in before
+            _overlaid(fetch, each) if _is(each, names.FETCH_CONTAINER) else each for each in before
         ],
     }
+
+
+def _overlaid(fetch: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
+    """The manifest's item over ours; another program has no use for our arguments."""
+    base = {key: value for key, value in fetch.items() if key != "args" or not own.get("command")}
+    return merge(base, own)
 
 
 def _resources(server: Any) -> dict[str, Any]:

@@ -28,12 +28,19 @@ _REPLACED_KEYS = {
 }
 
 
+_HANDLERS = {"exec", "httpGet", "tcpSocket", "grpc", "sleep"}
+"""Of which a probe or a hook has one: the overlay's takes the place of ours."""
+
+
 def merge(base: Mapping[str, Any], overlay: Mapping[str, Any]) -> dict[str, Any]:
     """`overlay` over `base`: objects by field, the lists above by key, the rest replaced.
 
     A null in the overlay removes the field. Items of the base come first and keep their order.
     """
     result = copy.deepcopy(dict(base))
+    if any(overlay.get(each) is not None for each in _HANDLERS - set(base)):
+        for each in _HANDLERS:
+            result.pop(each, None)
     for key, value in overlay.items():
         if value is None:
             result.pop(key, None)
