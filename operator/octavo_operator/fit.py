@@ -59,7 +59,8 @@ def decide_fit(
             "False",
             conditions.INVALID_TENSOR_PARALLEL_SIZE,
             f"spec.engine.tensorParallelSize {size} does not divide the model's "
-            f"{model.num_heads} heads; these work: {sizes}",
+            f"{model.num_heads} attention heads, {model.num_kv_heads} key/value heads and "
+            f"intermediate size of {model.intermediate_size}; these work: {sizes}",
         )
     others = [name for name in service.spec.resources.gpu_names if name != service.gpu_resource]
     if others:

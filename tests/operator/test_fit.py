@@ -41,7 +41,14 @@ SMALL, LARGE = parse_config(LLAMA), parse_config(MISTRAL)  # 1.2 and 7.2 billion
             "these work: 1, 2, 4, 8, 16, 32",
         ),
         # Without labels too: no GPU makes it right.
-        ({"tensorParallelSize": 5}, SMALL, (), "False", "InvalidTensorParallelSize", "32 heads"),
+        (
+            {"tensorParallelSize": 5},
+            SMALL,
+            (),
+            "False",
+            "InvalidTensorParallelSize",
+            "32 attention heads, 8 key/value heads",
+        ),
         ({"maxModelLen": 16384}, LARGE, (T4,), "False", "DoesNotFit", "smallest"),
         ({"kvCacheMemory": "40Gi"}, LARGE, (H100,), "True", "Fits", "x 1"),
         (

@@ -74,9 +74,9 @@ class EventStream(Response):
                         {"type": "http.response.start", "status": 200, "headers": self.raw_headers}
                     )
                 write = self._writer.chunk
-                body = b"".join([write(choice, delta) for choice, delta in deltas])
+                body = on_one_line(b"".join([write(choice, delta) for choice, delta in deltas]))
                 await send({"type": "http.response.body", "body": body, "more_body": True})
-            body = self._writer.ending() + b"data: [DONE]\n\n"
+            body = on_one_line(self._writer.ending()) + b"data: [DONE]\n\n"
             await send({"type": "http.response.body", "body": body})
         except ClientGone:
             return
@@ -90,6 +90,15 @@ class EventStream(Response):
         finally:
             self._watcher.cancel()
             self._close()
+
+
+def on_one_line(events: bytes) -> bytes:
+    """JSON in which no character is left that readers of lines may take for the end of one: U+0085,
+    U+2028 and U+2029, which a server-sent event may have, and httpx and others split at.
+    """
+    if b"\xe2\x80" in events:
+        events = events.replace(b"\xe2\x80\xa8", b"\\u2028").replace(b"\xe2\x80\xa9", b"\\u2029")
+    return events.replace(b"\xc2\x85", b"\\u0085")
 
 
 def event(body: Any) -> bytes:

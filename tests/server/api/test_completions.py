@@ -246,3 +246,17 @@ def test_models_and_version(client, server):
     assert server.http.get("/version").json()["version"]
     paths = server.http.get("/openapi.json").json()["paths"]
     assert {"/v1/completions", "/v1/chat/completions", "/tokenize", "/health"} <= set(paths)
+
+
+@pytest.mark.parametrize("path", ["/v1/completions", "/v1/chat/completions"])
+def test_no_text_ends_an_event_early(path):
+    """JSON lets some characters stand that clients take for the end of a line, as httpx does."""
+    text = "one\u2028two\u2029three\u0085four \u201cfive\u201d"
+    with serving(say(text)) as server:
+        body = {"prompt": "hello"} if path == "/v1/completions" else {
+            "messages": [{"role": "user", "content": "hello"}]
+        }  # fmt: skip
+        found = events(server, path, {**body, "max_tokens": 100})
+        choices = [each["choices"][0] for each in found]
+        said = [c["text"] if "text" in c else c["delta"].get("content") or "" for c in choices]
+        assert "".join(said) == text
