@@ -227,12 +227,13 @@ def test_examples_apply(kubectl: Kubectl, namespace: str, example: Path) -> None
 
 def test_the_operator_may_do_no_more_than_it_needs(kubectl: Kubectl) -> None:
     user = f"system:serviceaccount:{NAMESPACE}:{SERVICE_ACCOUNT}"
-    for verb, resource in (
-        ("get", "secrets"), ("delete", "pods"), ("delete", "namespaces"), ("create", "pods/exec"),
+    for verb, *what in (
+        ("get", "secrets"), ("delete", "pods"), ("delete", "namespaces"),
+        ("create", "pods", "--subresource=exec"), ("create", "pods", "--subresource=binding"),
         ("update", "inferenceservices"), ("create", "clusterrolebindings"),
     ):  # fmt: skip
-        asked = ["auth", "can-i", verb, resource, f"--as={user}", "--all-namespaces"]
-        assert kubectl(*asked, check=False).stdout.strip() == "no", (verb, resource)
+        asked = ["auth", "can-i", verb, *what, f"--as={user}", "--all-namespaces"]
+        assert kubectl(*asked, check=False).stdout.strip() == "no", (verb, *what)
 
 
 def make(client: Client, namespace: str, service: Object) -> None:
