@@ -8,14 +8,15 @@ from typing import Any
 import pytest
 
 from tests.cluster.cluster import wait_for
+from tests.cluster.crd_files import ROUTES
 from tests.cluster.kube_api import Client, Object, path_of
 from tests.cluster.operator_process import Operator
-from tests.cluster.route_apis import FILES, RouteApis
+from tests.cluster.route_apis import RouteApis
 from tests.cluster.test_e2e import API, condition, make, manifest
 
 GATEWAY_API = "gateway.networking.k8s.io/v1"
 POOL_API = "inference.networking.k8s.io/v1"
-ROUTE_CRD, POOL_CRD = FILES
+ROUTE_CRD, POOL_CRD = ROUTES
 ROUTE = {"gateways": [{"name": "public"}], "hostnames": ["a.example.com"]}
 POOL = {**ROUTE, "inferencePool": {"endpointPicker": {"name": "picker"}}}
 BY_HAND = "fieldManager=somebody"
