@@ -16,7 +16,7 @@ import socket
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import click
 import kopf
@@ -317,6 +317,8 @@ async def serve(
             registry=registry,
             settings=settings,
             standalone=True,
+            # Else Kopf asks for the user's name, which a numeric user of an image need not have.
+            identity=cast(Any, identity()),
             clusterwide=not options.namespaces,
             namespaces=options.namespaces,
         )
