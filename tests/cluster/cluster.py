@@ -58,7 +58,10 @@ class Cluster:
         self._thread.start()
         self._undo.append(self._stop_loop)
         self.plane = ControlPlane(
-            assets, self.folder / "control-plane", service_cidr=str(self.session.service_subnet)
+            assets,
+            self.folder / "control-plane",
+            service_cidr=str(self.session.service_subnet),
+            addresses=(str(next(self.session.pod_subnet.hosts())),),  # the pods' gateway
         )
         self._undo.append(self.plane.stop)
         self.plane.start()

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from tests.charts.fetch_helm import helm_program
 from tests.cluster.cluster import Cluster, what_is_missing
 from tests.cluster.kube_api import Client, path_of
 from tests.cluster.node_agent import Node
@@ -22,6 +24,7 @@ from tests.cluster.route_apis import RouteApis
 
 HERE = Path(__file__).parent
 _numbers = itertools.count(1)
+Helm = Callable[..., str]
 
 
 @pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
@@ -115,3 +118,27 @@ def operator(cluster: Cluster) -> Iterator[Operator]:
     running = Operator(cluster)
     yield running
     running.stop()
+
+
+@pytest.fixture
+def helm(cluster: Cluster, namespace: str) -> Helm:
+    """`helm("upgrade", "own", ..., fails=False)` in the test's namespace: what it printed, with
+    `fails` to stderr.
+    """
+    program = helm_program()
+    if program is None:
+        pytest.skip("no helm (`make helm`)")
+
+    def run(verb: str, *arguments: str, fails: bool = False) -> str:
+        done = subprocess.run(
+            [program, verb, *arguments, "--namespace", namespace],
+            env={"KUBECONFIG": str(cluster.kubeconfig), "PATH": "/usr/bin:/bin", "HOME": "/tmp"},
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=120,
+        )
+        assert bool(done.returncode) is fails, done.stdout + done.stderr
+        return done.stderr if fails else done.stdout
+
+    return run

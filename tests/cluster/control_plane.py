@@ -6,6 +6,7 @@ import ssl
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Sequence
 from pathlib import Path
 
 from .certificates import Authority, certificate_user, write_key, write_kubeconfig
@@ -17,9 +18,19 @@ SERVICE_ACCOUNT_ISSUER = "https://kubernetes.default.svc"
 
 
 class ControlPlane:
-    """Runs from `start()` to `stop()`; everything it writes is in `folder`."""
+    """Runs from `start()` to `stop()`; everything it writes is in `folder`.
 
-    def __init__(self, assets: Path, folder: Path, *, service_cidr: str = "10.0.0.0/24") -> None:
+    `addresses`: others than loopback where somebody passes the API server's connections on.
+    """
+
+    def __init__(
+        self,
+        assets: Path,
+        folder: Path,
+        *,
+        service_cidr: str = "10.0.0.0/24",
+        addresses: Sequence[str] = (),
+    ) -> None:
         self.folder = folder
         self.assets = assets
         folder.mkdir(parents=True, exist_ok=True)
@@ -32,6 +43,7 @@ class ControlPlane:
         self._daemons: list[Daemon] = []
         self._ports = (etcd, etcd_peer, api, controller_manager, scheduler)
         self._service_cidr = service_cidr
+        self._addresses = addresses
 
     def start(self, timeout_seconds: float = READY_TIMEOUT_SECONDS) -> None:
         """Returns when all components answer their health endpoints.
@@ -130,7 +142,7 @@ class ControlPlane:
     def _start_api_server(self, port: int, etcd_port: int) -> None:
         serving_certificate, serving_key = self.authority.issue(
             "kube-apiserver",
-            addresses=("127.0.0.1",),
+            addresses=("127.0.0.1", *self._addresses),
             host_names=("localhost", "kubernetes", "kubernetes.default.svc"),
         )
         proxy_certificate, proxy_key = self._front_authority.issue("front-proxy-client")

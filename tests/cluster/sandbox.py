@@ -15,6 +15,7 @@ from .images import Image, find_image
 from .network import PodAddress, PodNetwork
 
 IMAGE_USER = 65532
+ACCOUNT = "/var/run/secrets/kubernetes.io/serviceaccount"
 ENTER = Path(__file__).with_name("enter.py")
 
 
@@ -51,7 +52,7 @@ class NamespaceSandbox(Sandbox):
         context = container.get("securityContext") or {}
         groups = _groups(pod)
         if mounts and not (folder / "pid").exists():
-            _share(mounts, groups)
+            _share(mounts, groups, user)
         spec = {
             "scratch": str(scratch),
             "pid_file": str(folder / "pid"),
@@ -86,9 +87,15 @@ def _groups(pod: Manifest) -> list[int]:
     return [*own, *(context.get("supplementalGroups") or ())]
 
 
-def _share(mounts: Sequence[Mount], groups: list[int]) -> None:
-    """As a kubelet does: any user may leave a message, and fsGroup owns the volumes' content."""
+def _share(mounts: Sequence[Mount], groups: list[int], user: int | None) -> None:
+    """As a kubelet does: any user may leave a message, the pod's user owns its account's token, and
+    fsGroup owns the volumes' content.
+    """
     mounts[-1].source.chmod(0o666)
+    if user is not None:
+        for mount in mounts[:-1]:
+            if mount.path == ACCOUNT:
+                os.chown(mount.source / "token", user, -1)
     if not groups:
         return
     for mount in mounts[:-1]:

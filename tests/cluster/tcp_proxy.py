@@ -31,9 +31,10 @@ class _Connection:
 
 
 class TcpProxy:
-    """`with TcpProxy(port) as proxy:` leads from `proxy.port` to `port`."""
+    """`with TcpProxy(port) as proxy:` leads from `proxy.port` (of `host`) to `port`."""
 
-    def __init__(self, target: int) -> None:
+    def __init__(self, target: int, host: str = "127.0.0.1") -> None:
+        self._host = host
         self._target = target
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="proxy", daemon=True)
@@ -47,7 +48,7 @@ class TcpProxy:
 
     def __enter__(self) -> TcpProxy:
         self._thread.start()
-        self._server = self._do(asyncio.start_server(self._connected, "127.0.0.1", 0))
+        self._server = self._do(asyncio.start_server(self._connected, self._host, 0))
         self.port = self._server.sockets[0].getsockname()[1]
         return self
 

@@ -2,43 +2,24 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shutil
-import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
-from tests.charts.test_chart import CHART, helm_program
-from tests.cluster.cluster import Cluster
+from tests.charts.test_chart import CHART
+from tests.cluster.cluster import Cluster, wait_for
+from tests.cluster.conftest import Helm
+from tests.cluster.hollow import steady
 from tests.cluster.kube_api import Client, path_of
+from tests.cluster.node_agent import Node
 from tests.cluster.operator_process import CRDS, Operator
-from tests.cluster.test_e2e import API, make, manifest
-
-Helm = Callable[..., str]
-
-
-@pytest.fixture
-def helm(cluster: Cluster, namespace: str) -> Helm:
-    program = helm_program()
-    if program is None:
-        pytest.skip("no helm (`make helm`)")
-
-    def run(verb: str, *arguments: str) -> str:
-        done = subprocess.run(
-            [program, verb, *arguments, "--namespace", namespace],
-            env={"KUBECONFIG": str(cluster.kubeconfig), "PATH": "/usr/bin:/bin", "HOME": "/tmp"},
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=120,
-        )
-        assert done.returncode == 0, done.stderr
-        return done.stdout
-
-    return run
+from tests.cluster.tcp_proxy import TcpProxy
+from tests.cluster.test_e2e import API, make, manifest, pod_logs, wait_for_condition
 
 
 def older(folder: Path) -> Path:
@@ -95,4 +76,54 @@ def test_install_upgrade_uninstall(
     finally:
         kubectl("apply", "-f", str(CRDS), "--server-side", "--force-conflicts")
         cluster.wait_for_crd()
+        operator.restart()
+
+
+@pytest.fixture
+def way_in(cluster: Cluster, nodes: Callable[..., Node]) -> Iterator[None]:
+    """A node that runs the operator's image, and for its pods a way to the API server."""
+    port = int(cluster.plane.url.rpartition(":")[2])
+    with TcpProxy(port, cluster.network.gateway) as proxy:
+        octavo = cluster.images["octavo"]
+        # As a kubelet sets them.
+        where = {
+            "KUBERNETES_SERVICE_HOST": cluster.network.gateway,
+            "KUBERNETES_SERVICE_PORT": str(proxy.port),
+        }
+        environment = {**octavo.environment, **where}
+        cluster.images["octavo-operator"] = dataclasses.replace(octavo, environment=environment)
+        nodes(cpus=4, backoff_seconds=1.0)
+        yield
+        del cluster.images["octavo-operator"]
+
+
+def test_its_own_test(
+    cluster: Cluster, client: Client, namespace: str, nodes: Callable[..., Node],
+    helm: Helm, operator: Operator, way_in: None,
+) -> None:  # fmt: skip
+    """As pods, with the rights that the chart gives: the operator serves, `helm test` finds it so,
+    and fails once a right is gone.
+    """
+    operator.stop()
+    pod = path_of("v1", "Pod", namespace, "tested-octavo-operator-test")
+    try:
+        # The /tmp of metrics API pods would hide a checkout that lies below /tmp.
+        values = ["--set=crds.install=false", "--set=metricsApi.enabled=false"]
+        helm("install", "tested", str(CHART), *values, "--wait", "--timeout=90s")
+        said = helm("test", "tested", "--timeout=60s")
+        assert "Phase:          Succeeded" in said, said
+        assert client.find(pod) is None
+        taint = {"key": "nvidia.com/gpu", "effect": "NoSchedule"}  # only for those with GPUs
+        nodes(gpus=1, script=steady, taints=[taint])
+        make(client, namespace, manifest("a"))
+        wait_for_condition(client, namespace, "a", lambda c: c.get("reason") == "Serving")
+
+        binding = path_of("rbac.authorization.k8s.io/v1", "ClusterRoleBinding", None)
+        client.delete(f"{binding}/tested-octavo-operator")
+        said = helm("test", "tested", "--timeout=60s", fails=True)
+        assert "tested-octavo-operator-test failed" in said, said
+        wait_for("its end", lambda: client.get(pod)["status"]["phase"] == "Failed")
+        assert "cannot list inferenceservices" in pod_logs(cluster, namespace)
+    finally:
+        helm("uninstall", "tested", "--ignore-not-found", "--wait", "--timeout=60s")
         operator.restart()
