@@ -19,11 +19,11 @@ from tests.cluster.node_agent import Node
 from tests.cluster.test_e2e import API, make, manifest, pods_of, wait_until_ready
 from tests.server.tiny_models import make_tiny
 
-pytestmark = [pytest.mark.usefixtures("operator"), pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.usefixtures("operator"), pytest.mark.timeout(600)]
 
 SHORT = 4, 60
 """Clients at a time, and tokens of an answer: some 0.3 s."""
-LONG = 3, 3000
+LONG = 6, 1500
 """Longer than the pause before a drain: those that are in the midst of one end in it."""
 
 
@@ -162,18 +162,35 @@ def test_nothing_is_lost(cluster: Cluster, client: Client, namespace: str, tiny_
         wanted = client.get(own)["spec"]["replicas"]
         return rollout_over() and len(pods_of(client, namespace, "a")) == wanted
 
+    def mixed() -> None:
+        """Until as many long streams as there are clients began anew, on any of the pods."""
+        enough = streams.done[LONG[1]] + LONG[0]
+        wait_for("long streams", lambda: streams.done[LONG[1]] >= enough, 120)
+
     with (
         Streams(lambda: cluster.service_address(namespace, "a"), "a") as streams,
         Drains(client, namespace) as drains,
     ):
-        wait_for("long streams", lambda: streams.done[LONG[1]] >= LONG[0], 120)
-        client.patch(own, {"spec": {"engine": {"maxModelLen": 3900}}})
-        wait_for("the rolling update", settled, 180, lambda: client.get(own)["status"])
-        rolled, of_update = dict(streams.done), dict(drains.most)
-        client.patch(own, {"spec": {"replicas": 1}})
-        wait_for("the scale-down", settled, 120, lambda: client.get(own)["status"])
+        mixed()
+        # Where a stream goes is chance: a drain that none was in the midst of proves nothing.
+        for length in (3900, 3800, 3700):
+            client.patch(own, {"spec": {"engine": {"maxModelLen": length}}})
+            wait_for("the rolling update", settled, 180, lambda: client.get(own)["status"])
+            rolled, of_update = dict(streams.done), dict(drains.most)
+            if max(of_update.values(), default=0):
+                break
+        of_scale_down: dict[str, int] = {}
+        mixed()
+        for _ in range(3):
+            client.patch(own, {"spec": {"replicas": 1}})
+            wait_for("the scale-down", settled, 120, lambda: client.get(own)["status"])
+            of_scale_down = {n: most for n, most in drains.most.items() if n not in of_update}
+            if max(of_scale_down.values(), default=0):
+                break
+            client.patch(own, {"spec": {"replicas": 2}})
+            wait_for("both again", settled, 120, lambda: client.get(own)["status"])
+            mixed()
         time.sleep(1)
-    of_scale_down = {name: most for name, most in drains.most.items() if name not in of_update}
     print(
         f"{streams.done} streams by tokens, {rolled} until the update was over, {streams.refused} "
         f"put off; in flight in drains: {of_update} in the update, {of_scale_down} after it"
@@ -181,5 +198,5 @@ def test_nothing_is_lost(cluster: Cluster, client: Client, namespace: str, tiny_
     assert streams.problems == []
     assert streams.done[SHORT[1]] > 20
     # Streams were in the midst of it where a pod went: else nothing was proven.
-    assert len(of_update) == 2 and max(of_update.values()) > 0
-    assert len(of_scale_down) == 1
+    assert max(of_update.values(), default=0) > 0
+    assert max(of_scale_down.values(), default=0) > 0
