@@ -58,4 +58,5 @@ class Bans:
     def note(self, drawn: Tensor) -> None:
         """The row drew `[1]`."""
         if len(self._newest):
-            self._newest = torch.cat((self._newest[1:], drawn))
+            # NOTE: in place, for what a step allocates lies in the pool that its graphs write over.
+            self._newest.copy_(torch.cat((self._newest[1:], drawn)))

@@ -48,3 +48,12 @@ def test_bans_follow_the_newest_outputs(
         assert all(logits[i] == i or torch.isneginf(logits[i]) for i in range(VOCAB))
         bans.note(torch.tensor([token_id]))
         outputs.append(token_id)
+
+
+def test_what_it_keeps_stays_where_it_is() -> None:
+    """Whatever is made between two steps lies in memory that the steps' graphs write over."""
+    bans = Bans(None, [[1, 2, 3]], [0], CPU)
+    where = bans._newest.data_ptr()
+    for token_id in (4, 1, 2):
+        bans.note(torch.tensor([token_id]))
+    assert (bans._newest.tolist(), bans._newest.data_ptr()) == ([1, 2], where)
