@@ -19,6 +19,7 @@ from octavo_operator.conditions import (
     Condition,
     Status,
 )
+from octavo_operator.metrics_api.questions import GROUP
 from octavo_operator.registrations import is_ours
 from octavo_operator.scaling_targets import decide_targets
 from octavo_operator.spec import InferenceService
@@ -67,10 +68,7 @@ def with_provider(said: Condition, providers: Sequence[Mapping[str, Any]]) -> Co
     APIServices of custom metrics.
     """
     if not providers:
-        why = (
-            "nobody serves custom.metrics.k8s.io: the chart's value metricsApi.enabled installs "
-            "what does"
-        )
+        why = f"nobody serves {GROUP}: the chart's value metricsApi.enabled installs what does"
     elif others := [each for each in providers if not is_ours(each)]:
         service = (others[0].get("spec") or {}).get("service") or {}
         why = (

@@ -6,7 +6,8 @@ Deployment before it is made, as all further objects are, so that it goes when n
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from octavo_operator.apply import Refused, apply, find_conflict
@@ -29,7 +30,38 @@ from octavo_operator.spec import InferenceService
 
 KIND = "HorizontalPodAutoscaler"
 
+KEPT_SECONDS = 60.0
+
 Object = dict[str, Any]
+
+
+class Neighbours:
+    """Who scales what in a namespace, as listed at most `KEPT_SECONDS` ago: each of its services
+    asks, and it has as many autoscalers as these.
+    """
+
+    def __init__(self, kube: Kube, clock: Callable[[], float] = time.monotonic) -> None:
+        self._kube, self._clock = kube, clock
+        self._kept: dict[str, tuple[float, list[Object]]] = {}
+
+    async def others(self, service: InferenceService, own: Object | None) -> list[str]:
+        """The names of the autoscalers, but `own`, that scale this service. KubeError."""
+        now = self._clock()
+        until, found = self._kept.get(service.namespace, (0.0, []))
+        if now >= until:
+            version = AUTOSCALERS[KIND]
+            found = [
+                {"metadata": {"name": each["metadata"]["name"]}, "spec": _target(each)}
+                for each in await self._kube.list(version, KIND, service.namespace)
+            ]
+            self._kept[service.namespace] = now + KEPT_SECONDS, found
+        mine = None if own is None else own["metadata"]["name"]
+        names = (each["metadata"]["name"] for each in found if scales(each, service))
+        return [name for name in names if name != mine]
+
+
+def _target(autoscaler: Object) -> Object:
+    return {"scaleTargetRef": (autoscaler.get("spec") or {}).get("scaleTargetRef")}
 
 
 class Autoscalers:
@@ -51,24 +83,23 @@ class Autoscalers:
         service: InferenceService,
         manifests: list[Object],
         deployment: Mapping[str, Any] | None,
+        neighbours: Neighbours | None,
     ) -> Autoscalers:
-        """Asks for nothing of a service that has never had any, but before it has a Deployment."""
+        """Asks for nothing of a service that has never had any, but before it has a Deployment.
+        `neighbours` None: nobody looks for a second one.
+        """
         found = cls(kube, service, manifests)
-        asked = service.spec.autoscaling is not None or read_extras(deployment, AUTOSCALERS)
-        if not asked and deployment is not None:
+        scaled = service.spec.autoscaling is not None
+        named = scaled or bool(read_extras(deployment, AUTOSCALERS))
+        if not named and deployment is not None:
             return found
         try:
-            there = [
-                {**each, "apiVersion": AUTOSCALERS[KIND], "kind": KIND}  # lists leave them out
-                for each in await kube.list(AUTOSCALERS[KIND], KIND, service.namespace)
-            ]
+            found._live = await kube.get(AUTOSCALERS[KIND], KIND, service.namespace, service.name)
+            if scaled and neighbours is not None:
+                ours = found._live if found._is_ours() else None
+                found._others = await neighbours.others(service, ours)
         except KubeError as error:
-            found._error = error if asked else None
-            return found
-        found._live = next((each for each in there if found._is_named(each)), None)
-        ours = found._live if found._is_ours() else None
-        others = [each for each in there if each is not ours and scales(each, service)]
-        found._others = [each["metadata"]["name"] for each in others]
+            found._error = error if named else None
         return found
 
     @property
@@ -120,9 +151,6 @@ class Autoscalers:
         if self._service.spec.autoscaling is None and error.code != 403:
             raise error
         return _no(FORBIDDEN, f"the {KIND}: {error}")
-
-    def _is_named(self, live: Object) -> bool:
-        return bool(live["metadata"]["name"] == self._service.name)
 
     def _is_ours(self) -> bool:
         return self._live is not None and find_conflict(self._service, self._live) is None

@@ -79,9 +79,14 @@ def _is_new(words: tuple[str, str, str], clock: Callable[[], float] = time.monot
     if (said := _said.pop(words, None)) is not None and now < said + patience:
         _said[words] = said
         return False
-    for each in (_said, _latest):
-        while len(each) >= _MOST:
-            each.pop(next(iter(each)))  # type: ignore[call-overload]
+    _make_room(_said)
+    _make_room(_latest)
     _said[words] = now
     _latest[uid] = words
     return True
+
+
+def _make_room(kept: dict[Any, Any]) -> None:
+    """The oldest goes where there are too many."""
+    while len(kept) >= _MOST:
+        kept.pop(next(iter(kept)))

@@ -206,9 +206,8 @@ class Kube:
         field_selector: str = "",
     ) -> list[Object]:
         """All objects, in pages of 500."""
-        return (await self.snapshot(api_version, kind, namespace, label_selector, field_selector))[
-            0
-        ]
+        found, _ = await self.snapshot(api_version, kind, namespace, label_selector, field_selector)
+        return found
 
     async def watch(
         self,

@@ -11,7 +11,6 @@ import contextlib
 import logging
 import os
 import secrets
-import signal
 import socket
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -25,6 +24,7 @@ from octavo_operator import names
 from octavo_operator.accelerators import Accelerators
 from octavo_operator.admission import Admission
 from octavo_operator.autoscaler_status import looks_of
+from octavo_operator.autoscalers import Neighbours
 from octavo_operator.claims import Claims
 from octavo_operator.conditions import Condition
 from octavo_operator.fit import Unread, decide_fit, read_stated
@@ -32,7 +32,7 @@ from octavo_operator.gpu_room import GpuRoom
 from octavo_operator.health import Health
 from octavo_operator.hub import NOT_ON_THE_HUB, HubConfigs
 from octavo_operator.installation import Installation
-from octavo_operator.kube import Kube, KubeError, KubeUnreachable, NoCluster, load_configuration
+from octavo_operator.kube import Kube, KubeError, KubeUnreachable, load_configuration
 from octavo_operator.lease import LeadershipLost, Lease, lead, until
 from octavo_operator.listening import listening
 from octavo_operator.logs import configure_logs, logging_about
@@ -47,7 +47,14 @@ from octavo_operator.render.defaults import render_defaults
 from octavo_operator.render.merge import merge
 from octavo_operator.route_watch import RouteWatch
 from octavo_operator.spec import InferenceService
-from octavo_operator.startup import check_port, check_served, checked_gpu_resource
+from octavo_operator.startup import (
+    check_port,
+    check_served,
+    checked_gpu_resource,
+    find_cluster,
+    log_options,
+    stopped_by_signals,
+)
 from octavo_server.model_config import ModelConfig
 
 WORKERS = 8
@@ -206,14 +213,8 @@ async def run(options: Options) -> None:
     """Until SIGTERM or SIGINT. ClickException if the cluster is not there or lacks the CRD, or
     where another operator took the lead.
     """
-    stopped = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):  # on standby; Kopf puts its own instead
-        loop.add_signal_handler(number, stopped.set)
-    try:
-        configuration = await load_configuration()
-    except NoCluster as error:
-        raise click.ClickException(str(error)) from None
+    stopped = stopped_by_signals()  # on standby; Kopf puts its own instead
+    configuration = await find_cluster()
     async with contextlib.AsyncExitStack() as stack:
         queue = Queue()
         metrics, health = Metrics(queue), Health(queue)
@@ -300,6 +301,7 @@ async def serve(
     means = Means(
         look=look,
         room=room.look,
+        neighbours=Neighbours(kube),
         claims=Claims(kube),
         admission=Admission(kube),
         loads=loads,
@@ -407,16 +409,9 @@ def identity() -> str:
     help="Operators that share it take turns.",
 )
 @click.option(
-    "--log-format",
-    type=click.Choice(["text", "json"]),
-    default="text",
-    show_default=True,
-    help="JSON: one object a line, with the InferenceService that it is about.",
-)
-@click.option(
     "--check", is_flag=True, help="Say whether the cluster has what the operator needs, and end."
 )
-@click.option("--verbose", is_flag=True, help="Log what Kopf does, too.")
+@log_options
 def command(log_format: str, verbose: bool, pod_defaults: Path | None, **options: Any) -> None:
     """Run the operator against the cluster of $KUBECONFIG, or of the pod it runs in."""
     configure_logs(as_json=log_format == "json", verbose=verbose)

@@ -26,3 +26,11 @@ def parse_quantity(value: str | int | float) -> Decimal:
     if match is None:
         raise ValueError(f"{value!r} is not an amount such as 4, 500m or 16Gi")
     return Decimal(match[1] + (match[2] or "")) * _FACTORS[match[3] or ""]
+
+
+def write_quantity(value: float) -> str:
+    """Whole, or in thousandths; what is more than nothing is never written as nothing."""
+    thousandths = round(value * 1000)
+    if value > 0:
+        thousandths = max(1, thousandths)
+    return f"{thousandths}m" if thousandths % 1000 else str(thousandths // 1000)

@@ -12,7 +12,7 @@ from typing import Any
 from octavo_operator import names
 from octavo_operator.admission import Admission
 from octavo_operator.apply import Refused, apply, find_conflict
-from octavo_operator.autoscalers import Autoscalers
+from octavo_operator.autoscalers import Autoscalers, Neighbours
 from octavo_operator.claims import Claims
 from octavo_operator.conditions import (
     FORBIDDEN,
@@ -22,6 +22,7 @@ from octavo_operator.conditions import (
     NAME_CONFLICT,
     PROGRESSING,
     ROUTE_REFUSED,
+    SECOND_AUTOSCALER,
     WORKLOAD_READY,
     Condition,
     Problem,
@@ -66,13 +67,14 @@ LookForRoom = Callable[..., Awaitable[Room]]
 class Means:
     """What a pass may ask besides the API server's objects; it does without what is None.
 
-    `look` tells whether the model fits its GPUs, `room` whether a GPU is spare, `claims` whether
-    two pods may mount theirs, `admission` whether pods are let in, `loads` how busy they are;
-    `watch_routes` is told of the routes that there are.
+    `look` tells whether the model fits its GPUs, `room` whether a GPU is spare, `neighbours` who
+    else scales the service, `claims` whether two pods may mount theirs, `admission` whether pods
+    are let in, `loads` how busy they are; `watch_routes` is told of the routes that there are.
     """
 
     look: Look | None = None
     room: LookForRoom | None = None
+    neighbours: Neighbours | None = None
     claims: Claims | None = None
     admission: Admission | None = None
     loads: PodLoads | None = None
@@ -80,7 +82,7 @@ class Means:
 
 
 LOOK_AGAIN_SECONDS = 15.0
-UNSEEN_ENDS = (NAME_CONFLICT, FORBIDDEN, MISSING_CRDS, ROUTE_REFUSED)
+UNSEEN_ENDS = (NAME_CONFLICT, FORBIDDEN, MISSING_CRDS, ROUTE_REFUSED, SECOND_AUTOSCALER)
 """Objects of others have no label of ours, and neither RBAC nor CRDs are watched."""
 
 
@@ -181,7 +183,7 @@ async def _reconcile_valid(
     seen = await observe_pods(kube, service)
     deployment = objects["Deployment"]
     routes = await Routes.observe(kube, service, rendered, deployment)
-    autoscalers = await Autoscalers.observe(kube, service, rendered, deployment)
+    autoscalers = await Autoscalers.observe(kube, service, rendered, deployment, means.neighbours)
     if conflicts := {
         kind: conflict
         for kind in wanted

@@ -14,9 +14,10 @@ from typing import Any
 
 from octavo_operator import names
 from octavo_operator.kube import Kube, KubeError, KubeUnreachable
+from octavo_operator.metrics_api.questions import GROUP, VERSIONS
+from octavo_operator.metrics_api.registration import API_VERSION, KIND
 
-API_VERSION, KIND = "apiregistration.k8s.io/v1", "APIService"
-NAMES = tuple(f"{each}.custom.metrics.k8s.io" for each in ("v1beta1", "v1beta2"))
+NAMES = tuple(f"{each}.{GROUP}" for each in sorted(VERSIONS))
 
 PATIENCE_SECONDS = 60.0
 """How long one of ours may lead nowhere. A rollout of the metrics API takes none of it."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from octavo_operator.autoscaling import DEFAULT_QUEUE_DEPTH
+from octavo_operator.metrics_api.figures import DEMAND, QUEUE_DEPTH, QUEUE_WAIT_SECONDS
 from octavo_operator.spec import InferenceService
 
 DEFAULT_SLOTS = 512
@@ -36,12 +37,12 @@ def decide_targets(service: InferenceService) -> tuple[ScalingTarget, ...]:
         depth = DEFAULT_QUEUE_DEPTH
     found = []
     if depth is not None:
-        found.append(ScalingTarget("octavo_queue_depth", float(depth)))
+        found.append(ScalingTarget(QUEUE_DEPTH, float(depth)))
         if demand is None:
             slots = service.spec.engine.max_num_seqs or DEFAULT_SLOTS
             demand = max(1, round(FULL * slots))
     if demand is not None:
-        found.append(ScalingTarget("octavo_demand", float(demand)))
+        found.append(ScalingTarget(DEMAND, float(demand)))
     if wait is not None:
-        found.append(ScalingTarget("octavo_queue_wait_seconds", wait, shared=False))
+        found.append(ScalingTarget(QUEUE_WAIT_SECONDS, wait, shared=False))
     return tuple(found)

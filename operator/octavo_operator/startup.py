@@ -2,13 +2,49 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
+import signal
 import socket
+from collections.abc import Callable
 
 import click
+from kubernetes.aio.client import Configuration
 
 from octavo_operator import names
-from octavo_operator.kube import Kube, KubeError, KubeUnreachable
+from octavo_operator.kube import Kube, KubeError, KubeUnreachable, NoCluster, load_configuration
+
+
+def stopped_by_signals() -> asyncio.Event:
+    """Set at SIGTERM or SIGINT, of the running loop."""
+    stopped, loop = asyncio.Event(), asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stopped.set)
+    return stopped
+
+
+async def find_cluster() -> Configuration:
+    """ClickException where there is none."""
+    try:
+        return await load_configuration()
+    except NoCluster as error:
+        raise click.ClickException(str(error)) from None
+
+
+def log_options(command: Callable[..., None]) -> Callable[..., None]:
+    """`log_format` and `verbose`, for `configure_logs`."""
+    for option in (
+        click.option("--verbose", is_flag=True, help="Log what libraries do, too."),
+        click.option(
+            "--log-format",
+            type=click.Choice(["text", "json"]),
+            default="text",
+            show_default=True,
+            help="JSON: one object a line, with the InferenceService that it is about.",
+        ),
+    ):
+        command = option(command)
+    return command
 
 
 async def check_served(kube: Kube, namespaces: tuple[str, ...]) -> None:

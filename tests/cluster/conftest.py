@@ -18,6 +18,7 @@ import pytest
 from tests.charts.fetch_helm import helm_program
 from tests.cluster.cluster import Cluster, what_is_missing
 from tests.cluster.kube_api import Client, path_of
+from tests.cluster.metrics_api_process import MetricsApi
 from tests.cluster.node_agent import Node
 from tests.cluster.operator_process import Operator
 from tests.cluster.route_apis import RouteApis
@@ -118,6 +119,17 @@ def operator(cluster: Cluster) -> Iterator[Operator]:
     running = Operator(cluster)
     yield running
     running.stop()
+
+
+@pytest.fixture(scope="module")
+def metrics_api(cluster: Cluster, operator: Operator) -> Iterator[MetricsApi]:
+    """`octavo metrics-api`, behind the API server."""
+    running = MetricsApi(cluster)
+    try:
+        running.wait_until_available()
+        yield running
+    finally:
+        running.stop()
 
 
 @pytest.fixture

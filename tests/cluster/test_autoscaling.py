@@ -7,12 +7,11 @@ from typing import Any
 
 import pytest
 
-from tests.cluster.cluster import Cluster, Timeout, wait_for
+from tests.cluster.cluster import Timeout, wait_for
 from tests.cluster.hollow import Behaviour
 from tests.cluster.kube_api import Client, Object, path_of
 from tests.cluster.metrics_api_process import LoadServer, MetricsApi
 from tests.cluster.node_agent import Node
-from tests.cluster.operator_process import Operator
 from tests.cluster.test_e2e import API, condition, make, manifest, wait_for_condition
 
 ADDRESSES = ("127.7.9.1", "127.7.9.2", "127.7.9.3")
@@ -23,16 +22,6 @@ QUICK = {
         "policies": [{"type": "Pods", "value": 4, "periodSeconds": 5}],
     },
 }
-
-
-@pytest.fixture(scope="module")
-def metrics_api(cluster: Cluster, operator: Operator) -> Iterator[MetricsApi]:
-    running = MetricsApi(cluster)
-    try:
-        running.wait_until_available()
-        yield running
-    finally:
-        running.stop()
 
 
 @pytest.fixture

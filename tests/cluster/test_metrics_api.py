@@ -16,21 +16,11 @@ from tests.cluster.hollow import Behaviour
 from tests.cluster.kube_api import Client, Object, path_of
 from tests.cluster.metrics_api_process import APIREGISTRATION, GROUP, LoadServer, MetricsApi
 from tests.cluster.node_agent import Node
-from tests.cluster.operator_process import NAMESPACE, Operator
+from tests.cluster.operator_process import NAMESPACE
 from tests.cluster.test_e2e import make, manifest, wait_for_condition
 
 ROOT = f"/apis/{GROUP}/v1beta2"
 ADDRESSES = ("127.7.8.1", "127.7.8.2", "127.7.8.3")
-
-
-@pytest.fixture(scope="module")
-def metrics_api(cluster: Cluster, operator: Operator) -> Iterator[MetricsApi]:
-    running = MetricsApi(cluster)
-    try:
-        running.wait_until_available()
-        yield running
-    finally:
-        running.stop()
 
 
 @pytest.fixture

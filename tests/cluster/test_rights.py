@@ -31,7 +31,7 @@ AT_ONCE = 4
 SECONDS = 40.0
 
 OF_SCALE_DOWN, OF_REMOVAL = "patch pods", "delete networkpolicies"
-OF_SCALING = {f"{verb} horizontalpodautoscalers" for verb in ("create", "patch")}
+OF_SCALING = {f"{verb} horizontalpodautoscalers" for verb in ("get", "create", "patch")}
 OF_REMOVALS = (OF_REMOVAL, "delete horizontalpodautoscalers")
 OF_ROLLOUT = ("create pods", "get persistentvolumeclaims")
 OF_A_METRICS_API_THAT_IS_GONE = "delete apiservices"

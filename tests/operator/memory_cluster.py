@@ -10,6 +10,7 @@ from tests.operator.services import NOW, manifest
 
 from octavo_operator import names
 from octavo_operator.admission import Admission
+from octavo_operator.autoscalers import Neighbours
 from octavo_operator.claims import Claims
 from octavo_operator.conditions import Condition
 from octavo_operator.gpu_room import Room
@@ -78,6 +79,7 @@ class MemoryCluster:
                 means=Means(
                     look=None if self.fit is None else look,
                     room=None if self.room is None else find_room,
+                    neighbours=Neighbours(kube),
                     claims=None if self.claims is None else Claims(kube),
                     admission=Admission(kube),
                     loads=None if self.loads is None else PodLoads(kube, self.loads),

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from tests.operator.services import service
 
-from octavo_operator.render.autoscaler import BEHAVIOR, quantity, render_autoscaler
+from octavo_operator.render.autoscaler import BEHAVIOR, render_autoscaler
 from octavo_operator.scaling_targets import DEFAULT_SLOTS
 from octavo_server.config import EngineConfig
 
@@ -48,11 +48,6 @@ def test_targets(scaling: dict[str, Any], expected: dict[str, str]) -> None:
 
 def test_a_pods_slots_are_the_servers() -> None:
     assert EngineConfig.__dataclass_fields__["max_num_seqs"].default == DEFAULT_SLOTS
-
-
-@pytest.mark.parametrize(("value", "text"), [(5, "5"), (0.25, "250m"), (1.5, "1500m")])
-def test_quantities(value: float, text: str) -> None:
-    assert quantity(value) == text
 
 
 @pytest.mark.parametrize(

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import pytest
 from tests.operator.memory_cluster import MemoryCluster
+from tests.operator.services import service
 
 from octavo_operator import names
 from octavo_operator.autoscaler_status import looks_of
+from octavo_operator.autoscalers import KEPT_SECONDS, Neighbours
 
 KIND = "HorizontalPodAutoscaler"
 SCALED = {"maxReplicas": 4}
@@ -196,3 +199,31 @@ def test_who_has_the_metrics_is_told_where_there_are_none() -> None:
     says(cluster, ("AbleToScale", "True", "Ok"), ("ScalingActive", "True", "ValidMetricFound"))
     cluster.pass_over()
     assert "APIService" not in cluster.asked
+
+
+def test_a_namespace_is_listed_once_for_all_of_its_services() -> None:
+    """As many services ask as there are autoscalers in the answer."""
+    cluster: Any = MemoryCluster()
+    cluster.autoscalers = [another()]
+    now = 0.0
+    neighbours = Neighbours(cluster, lambda: now)
+
+    def others() -> list[str]:
+        return asyncio.run(neighbours.others(service(), None))
+
+    for _ in range(9):
+        assert others() == ["theirs"]
+    assert cluster.asked == [KIND]
+    cluster.autoscalers = []
+    now = KEPT_SECONDS
+    assert others() == [] and cluster.asked == [KIND] * 2
+
+
+def test_the_end_of_a_second_one_is_seen_without_an_event() -> None:
+    cluster = MemoryCluster(autoscaling=SCALED)
+    cluster.autoscalers = [another()]
+    cluster.pass_over()
+    assert cluster.again is not None
+    cluster.autoscalers = []
+    cluster.pass_over()
+    assert cluster.again is None

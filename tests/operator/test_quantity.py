@@ -6,7 +6,7 @@ from decimal import Decimal
 
 import pytest
 
-from octavo_operator.quantity import parse_quantity
+from octavo_operator.quantity import parse_quantity, write_quantity
 
 
 @pytest.mark.parametrize(
@@ -26,3 +26,12 @@ def test_what_is_one(text: str, amount: str) -> None:
 def test_what_is_none(text: str) -> None:
     with pytest.raises(ValueError, match="is not an amount"):
         parse_quantity(text)
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(0, "0"), (4, "4"), (1.5, "1500m"), (0.0001, "1m"), (12.3456, "12346m"), (2.0, "2")],
+)
+def test_how_one_is_written(value: float, text: str) -> None:
+    assert write_quantity(value) == text
+    assert parse_quantity(text) >= Decimal(str(round(value, 3)))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import signal
 import ssl
 import time
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ from typing import Any
 import click
 from aiohttp import web
 
-from octavo_operator.kube import Kube, KubeError, KubeUnreachable, NoCluster, load_configuration
+from octavo_operator.kube import Kube, KubeError, KubeUnreachable
 from octavo_operator.lease import until
 from octavo_operator.listening import listening
 from octavo_operator.logs import configure_logs
@@ -33,7 +32,13 @@ from octavo_operator.metrics_api.server import Server
 from octavo_operator.metrics_api.tls import Tls
 from octavo_operator.metrics_api.watches import Watches
 from octavo_operator.pod_http import PodHttp
-from octavo_operator.startup import check_port, check_served
+from octavo_operator.startup import (
+    check_port,
+    check_served,
+    find_cluster,
+    log_options,
+    stopped_by_signals,
+)
 
 LOOK_SECONDS = 10.0
 """Between two looks at the Secret, the front proxy's CA and the APIServices."""
@@ -119,14 +124,8 @@ class MetricsApi:
 
 async def run(options: Options) -> None:
     """Until SIGTERM or SIGINT. ClickException if the cluster is not there or lacks the CRD."""
-    stopped = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stopped.set)
-    try:
-        configuration = await load_configuration()
-    except NoCluster as error:
-        raise click.ClickException(str(error)) from None
+    stopped = stopped_by_signals()
+    configuration = await find_cluster()
     async with contextlib.AsyncExitStack() as stack:
         kube = await stack.enter_async_context(Kube(configuration))
         http = await stack.enter_async_context(PodHttp(CONNECTIONS))
@@ -200,14 +199,7 @@ async def _serve(api: MetricsApi) -> None:
     type=click.IntRange(0, 65535),
     help="Where /healthz and /readyz answer; 0 for none.",
 )
-@click.option(
-    "--log-format",
-    type=click.Choice(["text", "json"]),
-    default="text",
-    show_default=True,
-    help="JSON: one object a line.",
-)
-@click.option("--verbose", is_flag=True, help="Log what libraries do, too.")
+@log_options
 def command(
     log_format: str,
     verbose: bool,

@@ -10,6 +10,7 @@ from typing import Any
 from octavo_operator import names
 from octavo_operator.metrics_api.figures import FIGURES
 from octavo_operator.metrics_api.questions import GROUP, VERSIONS
+from octavo_operator.quantity import write_quantity
 
 Object = dict[str, Any]
 
@@ -104,16 +105,8 @@ def _item(version: str, item: Item) -> Object:
         },
         **metric,
         "timestamp": datetime.fromtimestamp(item.at, UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
-        "value": quantity(item.value),
+        "value": write_quantity(item.value),
     }
-
-
-def quantity(value: float) -> str:
-    """Whole, or in thousandths; what is more than nothing is never written as nothing."""
-    thousandths = round(value * 1000)
-    if value > 0:
-        thousandths = max(1, thousandths)
-    return f"{thousandths}m" if thousandths % 1000 else str(thousandths // 1000)
 
 
 def describe_refusal(refusal: Refusal) -> Object:

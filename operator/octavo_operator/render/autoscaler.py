@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from octavo_operator import names
+from octavo_operator.quantity import write_quantity
 from octavo_operator.scaling_targets import ScalingTarget, decide_targets
 from octavo_operator.spec import InferenceService
 
@@ -70,7 +71,7 @@ def render_autoscaler(service: InferenceService) -> list[dict[str, Any]]:
 
 
 def _metric(target: ScalingTarget, reference: dict[str, str]) -> dict[str, Any]:
-    amount = quantity(target.value)
+    amount = write_quantity(target.value)
     goal = {"type": "AverageValue", "averageValue": amount}
     if not target.shared:
         goal = {"type": "Value", "value": amount}
@@ -82,9 +83,3 @@ def _metric(target: ScalingTarget, reference: dict[str, str]) -> dict[str, Any]:
             "target": goal,
         },
     }
-
-
-def quantity(value: float) -> str:
-    """As the API server writes it, in thousandths if need be."""
-    thousandths = max(1, round(value * 1000))
-    return str(thousandths // 1000) if thousandths % 1000 == 0 else f"{thousandths}m"

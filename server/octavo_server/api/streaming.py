@@ -86,7 +86,8 @@ class EventStream(Response):
             if not started:
                 await with_name(error_response(error), scope)(scope, receive, send)
                 return
-            await send({"type": "http.response.body", "body": error_event(error)})
+            body = on_one_line(error_event(error))
+            await send({"type": "http.response.body", "body": body})
         finally:
             self._watcher.cancel()
             self._close()

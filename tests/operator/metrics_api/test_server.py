@@ -20,7 +20,6 @@ from tests.operator.metrics_api.test_front_proxy import DATA
 from tests.operator.services import manifest
 
 from octavo_operator.metrics_api.authority import Issued, renew
-from octavo_operator.metrics_api.documents import quantity
 from octavo_operator.metrics_api.figures import FIGURES
 from octavo_operator.metrics_api.fleet import Fleet
 from octavo_operator.metrics_api.front_proxy import FrontProxy, read_front_proxy
@@ -282,11 +281,3 @@ async def test_a_defect_is_no_traceback(running: Running, monkeypatch: pytest.Mo
     monkeypatch.setattr(running.fleet, "tracks", lambda _: 1 / 0)
     code, told = await running.ask(f"{TINY}/octavo_running")
     assert (code, told["reason"]) == (500, "InternalError") and "division" not in told["message"]
-
-
-@pytest.mark.parametrize(
-    ("value", "text"),
-    [(0, "0"), (4, "4"), (1.5, "1500m"), (0.0001, "1m"), (12.3456, "12346m"), (2.0, "2")],
-)
-def test_quantities(value: float, text: str) -> None:
-    assert quantity(value) == text
